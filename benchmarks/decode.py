@@ -1,0 +1,219 @@
+"""Decoding: tokens/s, and the share of the memory bandwidth they use, against `transformers`' `generate`.
+
+Both run the same weights in the same format on as many threads, with 1, 4 and 16 streams at once, in turn.
+Only decode steps are timed: from when every stream has its first token to when the first stream has its last.
+
+    mbu = (bytes of the weights + of the keys and values that a step reads) * steps/s / bandwidth
+
+with the bandwidth of a plain streaming read, measured in the same run. A model that fits into the processor's
+cache can exceed 1.
+"""
+
+from __future__ import annotations
+
+if not __package__:  # run as a file
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+import queue
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from benchmarks.client import Timeline
+from benchmarks.machine import describe_machine, machine_line
+from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
+from benchmarks.options import benchmark_parser, positive
+from benchmarks.report import Row, medians, paired_ratio, print_table, progress, write_json
+from coserve.engine import Engine, Output, Request, SamplingParams
+from coserve.models.cost import ModelCost
+from coserve.roofline import measure_bandwidth
+
+KEYS = ("model", "engine", "streams")
+OURS, THEIRS = "coserve", "transformers"
+
+
+@dataclass(frozen=True)
+class Plan:
+    streams: tuple[int, ...]
+    prompt: int  # tokens
+    output: int  # tokens
+    rounds: int
+    seed: int
+
+    def prompts(self, streams: int, vocabulary: int) -> list[list[int]]:
+        rng = random.Random(f"decode {self.seed}")
+        return [[rng.randrange(16, vocabulary) for _ in range(self.prompt)] for _ in range(streams)]
+
+
+class Ours:
+    """The engine, as a program that imports it uses it."""
+
+    def __init__(self, model: BenchmarkModel):
+        self.engine = Engine.from_pretrained(model.path, name=model.name)
+
+    def tokens_per_s(self, prompts: Sequence[Sequence[int]], output: int) -> float:
+        params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)
+        timelines = [
+            Timeline(Request(tuple(prompt), params, self.engine.name), time.perf_counter()) for prompt in prompts
+        ]
+        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+        def watch(timeline: Timeline) -> Callable[[Output], None]:
+            def note(output: Output) -> None:
+                timeline.note(output)
+                if timeline.finished:
+                    ended.put(None)
+
+            return note
+
+        for timeline in timelines:
+            self.engine.submit(timeline.request, watch(timeline))
+        for _ in timelines:
+            ended.get()
+        start = max(timeline.tokens[0] for timeline in timelines)
+        end = min(timeline.tokens[-1] for timeline in timelines)
+        return sum(start < when <= end for t in timelines for when in t.tokens) / (end - start)
+
+    def close(self) -> None:
+        self.engine.shutdown()
+
+
+class Transformers:
+    """`generate`, greedy, all streams in one batch, with its default attention and cache."""
+
+    def __init__(self, model: BenchmarkModel, dtype: torch.dtype):
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype).eval()
+        self.model.generation_config = transformers.GenerationConfig(pad_token_id=0)  # no end of sequence
+
+    def tokens_per_s(self, prompts: Sequence[Sequence[int]], output: int) -> float:
+        ids = torch.tensor(prompts)
+        steps: list[float] = []
+
+        def watch(*_: Any, **__: Any) -> torch.Tensor:  # called after each step; stops nothing
+            steps.append(time.perf_counter())
+            return torch.zeros(len(prompts), dtype=torch.bool)
+
+        with torch.inference_mode():
+            self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=output,
+                stopping_criteria=[watch],
+            )
+        return len(prompts) * (len(steps) - 1) / (steps[-1] - steps[0])
+
+
+def step_bytes(cost: ModelCost, streams: int, prompt: int, output: int) -> float:
+    """What a decode step must read when the streams are half-way through."""
+    context = streams * (prompt + output / 2)
+    return cost.forward(streams, context, context, streams).bytes
+
+
+def measure(model: BenchmarkModel, plan: Plan) -> tuple[list[Row], Row]:
+    progress(f"{model.name}: loading")
+    ours = Ours(model)
+    peers: dict[str, Ours | Transformers] = {
+        OURS: ours,
+        THEIRS: Transformers(model, ours.engine.decoder.dtype),
+    }
+    try:
+        rows = _measure(model, plan, peers, ours.engine)
+        bandwidth = statistics.median(measure_bandwidth() for _ in range(3))
+    finally:
+        ours.close()
+    for row in rows:
+        moved = step_bytes(ours.engine.cost, row["streams"], plan.prompt, plan.output)
+        row["mbu"] = moved * row["tokens_per_s"] / row["streams"] / bandwidth
+    weights = ours.engine.cost.forward(1, 0, 0, 1).bytes
+    return rows, {
+        "model": model.name,
+        "dtype": str(ours.engine.decoder.dtype).removeprefix("torch."),
+        "weights_mb_per_step": weights / 1e6,
+        "bandwidth_gb_per_s": bandwidth / 1e9,
+        "prompt_tokens": plan.prompt,
+        "output_tokens": plan.output,
+    }
+
+
+def _measure(model: BenchmarkModel, plan: Plan, peers: dict[str, Ours | Transformers], engine: Engine) -> list[Row]:
+    vocabulary, rows = engine.model_config.vocab_size, []
+    for peer in peers.values():
+        peer.tokens_per_s(plan.prompts(1, vocabulary), min(8, plan.output))  # warm-up
+    for number in range(1, plan.rounds + 1):
+        for streams in plan.streams:
+            # The one that goes first changes from round to round.
+            for name in list(peers)[:: 1 if number % 2 else -1]:
+                speed = peers[name].tokens_per_s(plan.prompts(streams, vocabulary), plan.output)
+                row = {"model": model.name, "round": number, "engine": name, "streams": streams}
+                rows.append({**row, "tokens_per_s": speed})
+                run = f"{model.name}, round {number}/{plan.rounds}, {streams} streams"
+                progress(f"{run}: {name}: {speed:.1f} tokens/s")
+    return rows
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """The medians, and each one's speed over that of `transformers` in the same round."""
+    table = []
+    for row in medians(rows, KEYS):
+        keys = {key: row[key] for key in KEYS}
+        ratio = paired_ratio(rows, "tokens_per_s", keys, keys | {"engine": THEIRS})
+        table.append(row | {f"times {THEIRS}": ratio})
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = benchmark_parser("decode", __doc__.split("\n")[0], ("builtin", SMOLLM2_135M))
+    parser.add_argument("--streams", type=positive, nargs="+", default=[1, 4, 16], metavar="N")
+    parser.add_argument("--prompt", type=positive, metavar="TOKENS", help="tokens of each prompt")
+    parser.add_argument("--output", type=_at_least_8, metavar="TOKENS", help="tokens generated for each")
+    options = parser.parse_args(arguments)
+    plan, machine = plan_of(options), describe_machine()
+    progress(machine_line(machine))
+    every_round: list[Row] = []
+    about: list[Row] = []
+    for model in find_models(options.model):
+        rows, facts = measure(model, plan)
+        every_round += rows
+        about.append(facts)
+    if not every_round:
+        raise SystemExit("there was no model to measure")
+    print(f"\n{machine_line(machine)}\n")
+    print_table(about)
+    print()
+    print_table(summary(every_round))
+    if options.json:
+        write_json(options.json, machine, medians(every_round, KEYS), models=about, every_round=every_round)
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    quick = options.quick
+    return Plan(
+        tuple(options.streams),
+        options.prompt or 32,
+        options.output or (64 if quick else 128),
+        options.rounds or (2 if quick else 5),
+        options.seed,
+    )
+
+
+def _at_least_8(text: str) -> int:
+    if positive(text) < 8:
+        raise argparse.ArgumentTypeError(f"{text} is too few to time; at least 8")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Builds the CPU kernels into the wheel. Everything else about the package is in pyproject.toml.
+
+The library is loaded with ctypes, not imported, and is optional: without a C++ compiler coserve runs on PyTorch's own ops.
+It is compiled for OpenMP but not linked to a runtime, so that its loops run on the threads PyTorch already has.
+"""
+
+import platform
+
+from setuptools import Extension, setup
+
+FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-g0", "-Wno-psabi"]
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS.append("-mprefer-vector-width=512")
+
+setup(
+    ext_modules=[
+        Extension(
+            "coserve.kernels._native",
+            sources=["src/coserve/kernels/native/kernels.cpp"],
+            extra_compile_args=FLAGS,
+            optional=True,
+        )
+    ]
+)

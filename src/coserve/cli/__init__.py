@@ -1,0 +1,56 @@
+"""The command line: `coserve up | serve | chat | train | jobs | models | top`.
+
+One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
+quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak
+HTTP to a running server through `coserve.client`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from coserve import __version__
+from coserve.cli import chat, jobs, models, serve, top, train, up
+from coserve.cli.console import Commands
+
+app = typer.Typer(
+    name="coserve",
+    help="Serve and fine-tune language models on one chip, at once, with one copy of the weights.",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"coserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def coserve(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(up.up)
+app.command()(serve.serve)
+app.command()(chat.chat)
+app.command()(train.train)
+app.add_typer(jobs.app, name="jobs")
+app.command()(models.models)
+app.command()(top.top)
+
+
+def main() -> None:
+    """The `coserve` command."""
+    app()

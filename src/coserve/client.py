@@ -1,0 +1,202 @@
+"""A small client of a running server: what `chat`, `train`, `jobs` and `top` need of the HTTP API.
+
+    with Client(find_server(home)) as client:
+        for text in client.chat([{"role": "user", "content": "Hello"}]):
+            print(text, end="")
+
+Applications use OpenAI's own package; this one is for the command line, where start-up time counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from coserve.errors import CoserveError
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+_PAGE = 100  # events asked for at a time
+
+Json = dict[str, Any]
+
+
+class ApiError(CoserveError):
+    """The server's own error, as its envelope says it."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
+        super().__init__(message, param=param, code=code)
+        self.status = status
+
+
+class UnreachableError(CoserveError):
+    """Nobody answers at the server's address."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a server is and how to be let in."""
+
+    url: str  # without "/v1"
+    api_key: str | None = None
+    pid: int | None = None
+
+
+def server_file(home: Path) -> Path:
+    return home / "server.json"
+
+
+def write_server_file(home: Path, server: Server) -> None:
+    """Remember the server that was started last, readable by its owner only: the file may hold an API key."""
+    home.mkdir(parents=True, exist_ok=True)
+    path = server_file(home)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        json.dump(asdict(server), file)
+    draft.replace(path)
+
+
+def read_server_file(home: Path) -> Server | None:
+    """The server that was started last with this home, or None if there is none to be read."""
+    try:
+        said = json.loads(server_file(home).read_text(encoding="utf-8"))
+        return Server(str(said["url"]), said.get("api_key"), said.get("pid"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def find_server(home: Path, *, url: str | None = None, api_key: str | None = None) -> Server:
+    """The server to talk to: what is given, else COSERVE_URL and COSERVE_API_KEY, else the last started."""
+    last = read_server_file(home) or Server(DEFAULT_URL)
+    url = url or os.environ.get("COSERVE_URL")
+    api_key = api_key or os.environ.get("COSERVE_API_KEY")
+    if url is None:
+        return Server(last.url, api_key or last.api_key, last.pid)
+    url = url.rstrip("/").removesuffix("/v1").rstrip("/")
+    return Server(url, api_key or (last.api_key if url == last.url else None))
+
+
+class Client:
+    """A connection to a server. Every method raises `ApiError` or `UnreachableError`."""
+
+    def __init__(self, server: Server, *, timeout: float = 60.0):
+        """`timeout` in seconds is for one answer, or for the next part of a stream."""
+        self.server = server
+        headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
+        self._http = httpx.Client(base_url=server.url, headers=headers, timeout=timeout, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def health(self) -> Json:
+        return self._call("GET", "/health")
+
+    def stats(self) -> Json:
+        """`EngineStats` as a dictionary."""
+        return self._call("GET", "/coserve/stats")
+
+    def models(self) -> list[Json]:
+        return self._call("GET", "/v1/models")["data"]
+
+    def chat(self, messages: Sequence[Json], *, model: str, **params: Any) -> Iterator[str]:
+        """The answer's text, piece by piece, as it is made. `params` are those of a chat completion."""
+        body = {"model": model, "messages": list(messages), "stream": True, **params}
+        try:
+            with self._http.stream("POST", "/v1/chat/completions", json=body) as reply:
+                if reply.is_error:
+                    reply.read()
+                    raise _api_error(reply)
+                yield from _deltas(reply)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def upload(self, path: Path, *, purpose: str = "fine-tune") -> Json:
+        with path.open("rb") as file:
+            return self._call("POST", "/v1/files", data={"purpose": purpose}, files={"file": (path.name, file)})
+
+    def create_job(self, **body: Any) -> Json:
+        return self._call("POST", "/v1/fine_tuning/jobs", json=body)
+
+    def job(self, job_id: str) -> Json:
+        return self._call("GET", f"/v1/fine_tuning/jobs/{job_id}")
+
+    def jobs(self, limit: int = 20) -> list[Json]:
+        """The latest jobs, newest first."""
+        return self._call("GET", "/v1/fine_tuning/jobs", params={"limit": limit})["data"]
+
+    def cancel_job(self, job_id: str) -> Json:
+        return self._call("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel")
+
+    def events(self, job_id: str, *, known: frozenset[str] | set[str] = frozenset()) -> list[Json]:
+        """The job's events that are not in `known` (their ids), oldest first."""
+        fresh: list[Json] = []
+        after: str | None = None
+        while True:
+            params = {"limit": _PAGE, **({"after": after} if after else {})}
+            page = self._call("GET", f"/v1/fine_tuning/jobs/{job_id}/events", params=params)
+            new = [event for event in page["data"] if event["id"] not in known]
+            fresh += new
+            if len(new) < len(page["data"]) or not page.get("has_more") or not new:
+                return fresh[::-1]
+            after = new[-1]["id"]
+
+    def _call(self, method: str, path: str, **options: Any) -> Json:
+        try:
+            reply = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if reply.is_error:
+            raise _api_error(reply)
+        try:
+            return reply.json()
+        except ValueError as error:
+            raise ApiError(reply.status_code, f"{self.server.url}{path} did not answer with JSON.") from error
+
+    def _unreachable(self, error: httpx.TransportError) -> UnreachableError:
+        url = self.server.url
+        if isinstance(error, httpx.ConnectError):
+            return UnreachableError(f"No server answers at {url}. Start one with `coserve up`, or give --url.")
+        what = "took too long to answer" if isinstance(error, httpx.TimeoutException) else "broke off"
+        return UnreachableError(f"The server at {url} {what}.")
+
+
+def _deltas(reply: httpx.Response) -> Iterator[str]:
+    """The texts in a stream of chat completion chunks."""
+    for line in reply.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        chunk = json.loads(data)
+        if "error" in chunk:
+            raise _from_envelope(chunk["error"], reply.status_code)
+        for choice in chunk.get("choices", ()):
+            if text := choice["delta"].get("content"):
+                yield text
+
+
+def _api_error(reply: httpx.Response) -> ApiError:
+    try:
+        return _from_envelope(reply.json()["error"], reply.status_code)
+    except (ValueError, KeyError, TypeError):
+        return ApiError(reply.status_code, f"The server answered {reply.status_code} {reply.reason_phrase}.")
+
+
+def _from_envelope(error: Json, status: int) -> ApiError:
+    return ApiError(status, str(error["message"]), param=error.get("param"), code=error.get("code"))

@@ -1,0 +1,70 @@
+"""A request while it is being served: its tokens, its blocks, and what was sent so far."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from coserve.engine.request import Output, Request
+from coserve.kernels import LoraLayer
+from coserve.models.detokenizer import Detokenizer
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A chosen token, with what was asked about it."""
+
+    token_id: int
+    logprob: float | None = None
+    top: Sequence[tuple[int, float]] = ()
+
+
+class ActiveRequest:
+    """A request that was admitted or waits for it. `computed`: the tokens whose keys and values are in the cache."""
+
+    def __init__(
+        self,
+        request: Request,
+        adapter: Sequence[LoraLayer] | None,
+        detokenizer: Detokenizer,
+        max_tokens: int,
+        stop_ids: frozenset[int],
+        on_output: Callable[[Output], None],
+        arrived: float,
+    ):
+        self.request, self.params = request, request.params
+        self.adapter = adapter
+        self.detokenizer = detokenizer
+        self.max_tokens = max_tokens
+        self.stop_ids = stop_ids
+        self.on_output = on_output
+        self.arrived = arrived
+        self.tokens = list(request.prompt)
+        self.prompt_tokens = len(request.prompt)
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.output_counts: Counter[int] = Counter()
+        self.random = random.Random(request.params.seed)
+        self.last_token: float | None = None  # when the last token was emitted
+
+    @property
+    def remaining(self) -> int:
+        return len(self.tokens) - self.computed
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def decoding(self) -> bool:
+        return self.remaining == 1 and self.completion_tokens > 0
+
+    def append(self, token: int) -> str | None:
+        """Take a sampled token; returns the finish reason that follows from the token itself, if any."""
+        self.tokens.append(token)
+        self.output_counts[token] += 1
+        if token in self.stop_ids:
+            return "stop"
+        return "length" if self.completion_tokens >= self.max_tokens else None

@@ -1,0 +1,85 @@
+"""The batch: a flat run of tokens cut into segments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from coserve.kernels import LoraLayer, PagedLayout
+from coserve.models.decoder import AdapterRows
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one sequence in a batch."""
+
+    kind: Literal["decode", "prefill", "train"]
+    tokens: Sequence[int]
+    start: int  # position of the first token in its sequence
+    blocks: Sequence[int]  # the sequence's blocks in the KV cache
+    adapter: Sequence[LoraLayer] | None = None  # its layers; None = the base model
+    sample: bool = False  # whether the last token's logits are wanted
+
+
+@dataclass(frozen=True)
+class Ride:
+    """Train tokens that go along in a batch. `keep(layer, x)` gets each layer's input [rows, hidden] of these rows,
+    and the last layer's output as layer `num_hidden_layers`; `done` is called after the pass."""
+
+    segments: Sequence[Segment]
+    keep: Callable[[int, Tensor], None]
+    done: Callable[[], None]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(s.tokens) for s in self.segments)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments laid out for the decoder. Train segments come last."""
+
+    segments: Sequence[Segment]
+    token_ids: Tensor  # int64 [rows]
+    layout: PagedLayout
+    adapters: Sequence[AdapterRows]
+    logit_rows: Tensor  # int64: the rows that are sampled from, in the order of the segments that asked
+    pairs: int  # (query, key) pairs in attention
+    context: int  # cached tokens that attention reads
+
+    @property
+    def rows(self) -> int:
+        return self.token_ids.shape[0]
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Batch:
+        """Segments of one adapter should be neighbours: each run of them is one pair of products in every module."""
+        tokens: list[int] = []
+        adapters: list[AdapterRows] = []
+        logit_rows: list[int] = []
+        pairs = context = 0
+        for segment in segments:
+            first = len(tokens)
+            tokens.extend(segment.tokens)
+            if segment.sample:
+                logit_rows.append(len(tokens) - 1)
+            if segment.adapter is not None:
+                if adapters and adapters[-1].end == first and adapters[-1].layers is segment.adapter:
+                    first = adapters.pop().start
+                adapters.append(AdapterRows(first, len(tokens), segment.adapter))
+            length = len(segment.tokens)
+            pairs += length * segment.start + length * (length + 1) // 2
+            context += segment.start + length
+        return cls(
+            segments,
+            torch.tensor(tokens),
+            PagedLayout.build([(s.start, len(s.tokens), s.blocks) for s in segments]),
+            adapters,
+            torch.tensor(logit_rows, dtype=torch.int64),
+            pairs,
+            context,
+        )

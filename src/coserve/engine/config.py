@@ -1,0 +1,38 @@
+"""The engine's settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from coserve.errors import InvalidRequest
+
+Protect = float | Literal["goals"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of one engine, and how far training may slow inference.
+
+    `protect`: a factor (1.10: training may slow tokens by at most a tenth; 1.0: it runs only while nobody is served),
+    or "goals": training may use all the time up to the TTFT and ITL goals.
+    """
+
+    max_num_seqs: int = 64  # requests in a batch
+    max_batch_tokens: int = 256  # tokens in a step: the largest chunk of a prompt
+    max_waiting: int = 1024  # requests in the queue; more are refused
+    kv_cache_tokens: int | None = None  # None: a quarter of the free memory, at most 4 GiB
+    protect: Protect = 1.10
+    ttft_goal: float = 1.0  # seconds
+    itl_goal: float = 0.1  # seconds
+    train_tokens: int = 4096  # the largest micro-batch that background work may hold
+
+    def __post_init__(self) -> None:
+        if self.protect != "goals" and not (isinstance(self.protect, (int, float)) and self.protect >= 1):
+            raise InvalidRequest(
+                f"protect is {self.protect!r}; it must be a factor of at least 1 (say 1.10), or 'goals'.",
+                param="protect",
+            )
+        for name in ("max_num_seqs", "max_batch_tokens", "max_waiting", "train_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least 1.", param=name)

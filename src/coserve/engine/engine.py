@@ -1,0 +1,648 @@
+"""The engine: one thread that steps. Spoken to through `submit`, `cancel` and `attach`; answers through callbacks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coserve.engine.active import ActiveRequest, Sampled
+from coserve.engine.background import BackgroundWork, Slice
+from coserve.engine.batch import Batch, Ride, Segment
+from coserve.engine.blocks import BlockPool, blocks_for
+from coserve.engine.config import EngineConfig
+from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
+from coserve.engine.sampler import sample
+from coserve.engine.scheduler import Scheduler
+from coserve.engine.slack import SlackAccount
+from coserve.engine.stats import Counters, EngineStats
+from coserve.errors import (
+    ContextLengthExceeded,
+    CoserveError,
+    InvalidRequest,
+    ModelNotFound,
+    Unavailable,
+)
+from coserve.kernels import BLOCK_SIZE
+from coserve.models.adapter import Adapter, load_adapter
+from coserve.models.config import ModelConfig
+from coserve.models.cost import ModelCost
+from coserve.models.decoder import Decoder
+from coserve.models.detokenizer import Detokenizer
+from coserve.models.generation import GenerationConfig
+from coserve.models.hub import BUILTIN, resolve_model
+from coserve.models.tokenizer import Tokenizer
+from coserve.roofline import Estimator, Roofline, Work, load_or_measure_chip
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+STEP = "step"  # the estimator's name for a forward pass
+_IDLE_SLICE_LIMITS = (0.001, 0.05)  # seconds
+_MAX_CACHE_BYTES = 4 << 30
+
+
+class Engine:
+    """Serves one base model and its adapters, and runs background work in the slack.
+
+    Use `Engine.from_pretrained`, then `generate` or `chat`; servers use `submit`. The engine is made on its own thread,
+    which ends with `shutdown` (or on leaving a `with` block).
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        name: str,
+        *,
+        roofline: Roofline,
+        config: EngineConfig | None = None,
+        generation_config: GenerationConfig | None = None,
+    ):
+        self.config = config or EngineConfig()
+        self.generation_config = generation_config or GenerationConfig()
+        self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
+        self.cost = ModelCost.of(decoder.config, decoder.dtype.itemsize)
+        self.estimator = Estimator(roofline)
+        serving = blocks_for(self._cache_tokens())
+        training = blocks_for(self.config.train_tokens)
+        self.cache = decoder.new_cache(serving + training)
+        self.train_blocks = list(range(serving, serving + training))
+        self.scheduler = Scheduler(self.config, BlockPool(serving))
+        self.max_context = min(decoder.max_positions, serving * BLOCK_SIZE)
+        factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
+        self._slack = SlackAccount(factor)
+        self._counters = Counters()
+        self._adapters: dict[str, Adapter] = {}
+        self._requests: dict[str, ActiveRequest] = {}
+        self._background: deque[BackgroundWork] = deque()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._submitted = 0  # requests handed over but not yet in the scheduler; guarded by _lock
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._smallest: float | None = None  # predicted seconds of background work's smallest next slice, if known
+        self._warm_up()
+        self._thread = threading.current_thread()
+        # Running mean of a prompt's predicted seconds: what a TTFT is made of.
+        self._first_token_seconds = self._predict([Segment("prefill", [0] * 128, 0, (), sample=True)])
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "builtin",
+        *,
+        home: Path | None = None,
+        dtype: str = "auto",
+        name: str | None = None,
+        config: EngineConfig | None = None,
+    ) -> Engine:
+        """Load a model ("builtin", a local directory or a hub id), measure the chip (or use the measurement kept in
+        `home`), and start.
+
+        Raises `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `dtype`.
+        """
+        if dtype != "auto" and dtype not in DTYPES:
+            raise InvalidRequest(f"dtype is {dtype!r}; it must be auto, bfloat16 or float32.", param="dtype")
+        made: queue.SimpleQueue[Engine | BaseException] = queue.SimpleQueue()
+
+        def live() -> None:
+            try:
+                engine = cls._load(model, home, DTYPES.get(dtype), name, config)
+            except BaseException as error:
+                made.put(error)
+                return
+            made.put(engine)
+            engine._loop()
+
+        # Everything that computes runs on this one thread: a second one with OpenMP threads of its own would make the
+        # runtime put both teams to sleep between operations, which doubles the time of a small step.
+        threading.Thread(target=live, name="coserve-engine", daemon=True).start()
+        engine = made.get()
+        if isinstance(engine, BaseException):
+            raise engine
+        return engine
+
+    @classmethod
+    def _load(
+        cls,
+        model: str | Path,
+        home: Path | None,
+        dtype: torch.dtype | None,
+        name: str | None,
+        config: EngineConfig | None,
+    ) -> Engine:
+        cache = home / "cache" if home else None
+        path = resolve_model(model, cache_dir=cache / "hub" if cache else None)
+        decoder = Decoder.from_directory(path, dtype=dtype)
+        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype)
+        own_name = path.resolve().name if model != BUILTIN and Path(model).exists() else str(model)
+        return cls(
+            decoder,
+            Tokenizer.from_directory(path),
+            name or own_name,
+            roofline=Roofline(chip),
+            config=config,
+            generation_config=GenerationConfig.from_directory(path),
+        )
+
+    # ---- for callers, from any thread -------------------------------------------------------------------------
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self.decoder.config
+
+    def models(self) -> list[str]:
+        """The base model's name, then the adapters'."""
+        return [self.name, *sorted(self._adapters)]
+
+    def submit(self, request: Request, on_output: Callable[[Output], None]) -> None:
+        """Queue a request. `on_output` is called from the engine's thread with each of its outputs; keep it cheap.
+
+        Raises `ModelNotFound`, `ContextLengthExceeded` (it could never fit), `InvalidRequest`, or `Unavailable` when
+        the queue is full.
+        """
+        active = self._activate(request, on_output)
+        with self._lock:
+            if self._stopping:
+                raise Unavailable("the engine is shutting down.")
+            if self._submitted + len(self.scheduler.waiting) >= self.config.max_waiting:
+                raise Unavailable(
+                    f"the queue is full ({self.config.max_waiting} requests wait already); try again shortly."
+                )
+            self._submitted += 1
+        self._inbox.put(lambda: self._accept(active))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request early; its last output says "cancelled". No effect on one that has ended."""
+        self._inbox.put(lambda: self._cancel(request_id))
+
+    def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, model: str | None = None
+    ) -> Iterator[Output]:
+        """Stream the continuation of a prompt (text, or token ids). Leaving the loop early cancels the request."""
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        request = Request(tuple(ids), params or self.default_params(), model or self.name)
+        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        self.submit(request, outputs.put)
+        finished = False
+        try:
+            while not finished:
+                output = outputs.get()
+                finished = output.finish_reason is not None
+                if output.error is not None:
+                    raise output.error
+                yield output
+        finally:
+            if not finished:
+                self.cancel(request.id)
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        model: str | None = None,
+    ) -> Iterator[Output]:
+        """Stream the assistant's answer to a conversation, through the model's chat template."""
+        yield from self.generate(self.tokenizer.apply_chat_template(messages), params, model=model)
+
+    def default_params(self) -> SamplingParams:
+        """What the model's `generation_config.json` suggests."""
+        c = self.generation_config
+        suggested = {
+            "temperature": 0.0 if c.do_sample is False else c.temperature,
+            "top_p": c.top_p,
+            "top_k": c.top_k,
+            "min_p": c.min_p,
+            "repetition_penalty": c.repetition_penalty,
+        }
+        return SamplingParams(**{name: value for name, value in suggested.items() if value is not None})  # type: ignore[arg-type]
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Serve a PEFT directory under a name of its own; the requests in flight go on. Raises `ModelError`."""
+        if name == self.name:
+            raise InvalidRequest(f"{name!r} is the base model's name; an adapter needs its own.", param="name")
+        # In a thread that ends: see `from_pretrained` on OpenMP's threads.
+        with ThreadPoolExecutor(max_workers=1) as once:
+            loaded = once.submit(load_adapter, name, path, self.decoder.config, self.decoder.dtype)
+            self._adapters[name] = loaded.result()
+
+    def unload_adapter(self, name: str) -> None:
+        """Stop serving an adapter to new requests; those in flight finish with it."""
+        self._adapters.pop(name, None)
+
+    def attach(self, work: BackgroundWork) -> None:
+        """Run background work in the slack until it is finished; works run one at a time, in order."""
+        self._inbox.put(lambda: self._background.append(work))
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run something short on the engine's thread, between two steps."""
+        self._inbox.put(function)
+
+    def stats(self) -> EngineStats:
+        c, chip = self._counters, self.estimator.roofline.chip
+        steps = self.estimator.corrections.get(STEP)
+        ttft, itl = c.ttft.recent(0.5, 0.99), c.itl.recent(0.5, 0.99)
+        return EngineStats(
+            chip=chip.name,
+            chip_bandwidth=chip.bandwidth,
+            chip_flops=chip.flops,
+            requests_running=len(self.scheduler.running),
+            requests_waiting=len(self.scheduler.waiting) + self._submitted,
+            requests_finished=c.finished,
+            requests_cancelled=c.cancelled,
+            prompt_tokens=c.prompt_tokens,
+            output_tokens=c.output_tokens,
+            training_tokens=c.training_tokens,
+            steps=c.steps,
+            inference_seconds=c.inference_seconds,
+            training_seconds=c.training_seconds,
+            idle_seconds=c.idle_seconds,
+            kv_blocks_used=self.scheduler.pool.used,
+            kv_blocks_total=self.scheduler.pool.total,
+            preemptions=self.scheduler.preemptions,
+            mbu=c.mbu,
+            predicted_step_seconds=c.predicted,
+            measured_step_seconds=c.measured,
+            step_error_median=steps.median_error if steps else 0.0,
+            ttft=c.ttft.histogram(),
+            itl=c.itl.histogram(),
+            recent_ttft_p50=ttft[0],
+            recent_ttft_p99=ttft[1],
+            recent_itl_p50=itl[0],
+            recent_itl_p99=itl[1],
+        )
+
+    def count_training_tokens(self, tokens: int) -> None:
+        """Background work reports what it has trained on; for the statistics. From the engine's thread."""
+        self._counters.training_tokens += tokens
+
+    def shutdown(self) -> None:
+        """Stop the thread. Requests in flight end as "cancelled"; background work stays where it is."""
+        with self._lock:
+            if self._stopping:
+                return
+            self._stopping = True
+        self._inbox.put(lambda: None)
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    # ---- the loop, on the engine's own thread -----------------------------------------------------------------
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._read_inbox()
+            try:
+                if self.scheduler.has_work:
+                    self.step()
+                elif not self._run_idle_slice():
+                    self._wait()
+            except Exception as error:
+                log.exception("a step failed; its requests end with an error")
+                self._fail_all(error)
+        for request in list(self._requests.values()):
+            self._finish(request, "cancelled")
+
+    def step(self) -> None:
+        """One forward pass: decode, prefill and train segments together; then the slack."""
+        plan = self.scheduler.plan()
+        segments = [segment for _, segment in plan]
+        alone = self._predict(segments)
+        ride = self._ride(segments, alone)
+        seconds, sampled = self._run(plan, ride, alone)
+        self._settle(plan, sampled)
+        self._use_slack(min(alone, seconds))
+
+    def _run(
+        self, plan: Sequence[tuple[ActiveRequest, Segment]], ride: Ride | None, alone: float
+    ) -> tuple[float, list[Sampled]]:
+        """The pass and the sampling; returns the seconds they took and a token for each segment that asked."""
+        started = time.perf_counter()
+        segments = [segment for _, segment in plan]
+        batch = Batch.of([*segments, *(ride.segments if ride else ())])
+        with torch.inference_mode():
+            hidden = self._forward(batch, ride)
+            asking = [request for request, segment in plan if segment.sample]
+            sampled = sample(self.decoder.logits(hidden[batch.logit_rows]), asking) if asking else []
+        if ride is not None:
+            self._guard(lambda _: ride.done())
+            self._smallest = None
+        seconds = time.perf_counter() - started
+        self._account(batch, ride, alone, seconds)
+        return seconds, sampled
+
+    def _forward(self, batch: Batch, ride: Ride | None) -> torch.Tensor:
+        keep = None
+        if ride is not None:
+            first, give = batch.rows - ride.rows, ride.keep
+
+            def keep(layer: int, x: torch.Tensor) -> None:
+                give(layer, x[first:])
+
+        return self.decoder.forward(batch.token_ids, batch.layout, self.cache, batch.adapters, keep)
+
+    def _account(self, batch: Batch, ride: Ride | None, alone: float, seconds: float) -> None:
+        """Compare with the prediction, and book the time to inference and to training."""
+        c = self._counters
+        work = self._work(batch.rows, batch.pairs, batch.context, len(batch.logit_rows))
+        c.predicted = self.estimator.seconds(STEP, batch.rows, work)
+        c.measured = seconds
+        self.estimator.observe(STEP, batch.rows, work, seconds)
+        c.steps += 1
+        if all(segment.kind == "decode" for segment in batch.segments):
+            c.mbu += 0.05 * (self.estimator.roofline.mbu(work, seconds) - c.mbu)
+        extra = seconds * max(0.0, 1 - alone / c.predicted) if ride is not None else 0.0
+        self._slack.spend(extra)
+        c.training_seconds += extra
+        c.inference_seconds += seconds - extra
+
+    def _settle(self, plan: Sequence[tuple[ActiveRequest, Segment]], sampled: Sequence[Sampled]) -> None:
+        """Move every request on by what was computed and chosen, and tell the callers."""
+        now, tokens = time.perf_counter(), iter(sampled)
+        for request, segment in plan:
+            request.computed += len(segment.tokens)
+            if segment.kind == "prefill":
+                self._counters.prompt_tokens += len(segment.tokens)
+            if segment.sample:
+                self._emit(request, next(tokens), now)
+
+    def _emit(self, request: ActiveRequest, sampled: Sampled, now: float) -> None:
+        reason = request.append(sampled.token_id)
+        c = self._counters
+        c.output_tokens += 1
+        if request.last_token is None:
+            c.ttft.observe(now - request.arrived, now)
+        else:
+            c.itl.observe(now - request.last_token, now)
+        request.last_token = now
+        if reason == "stop":
+            text = request.detokenizer.flush()
+        else:
+            text, stopped = request.detokenizer.push(sampled.token_id)
+            if stopped:
+                reason = "stop"
+            elif reason is not None:
+                text += request.detokenizer.flush()
+        self._send(request, text, reason, sampled)
+        if reason is not None:
+            c.finished += 1
+            self._forget(request)
+
+    def _send(
+        self,
+        request: ActiveRequest,
+        text: str,
+        reason: str | None,
+        sampled: Sampled | None = None,
+        error: CoserveError | None = None,
+    ) -> None:
+        logprob = None
+        if sampled is not None and sampled.logprob is not None:
+            name = self.tokenizer.token_text
+            top = tuple((token, name(token), value) for token, value in sampled.top)
+            logprob = TokenLogprob(sampled.token_id, name(sampled.token_id), sampled.logprob, top)
+        output = Output(
+            request.request.id,
+            sampled.token_id if sampled else None,
+            text,
+            reason,
+            request.prompt_tokens,
+            request.completion_tokens,
+            logprob,
+            error,
+        )
+        try:
+            request.on_output(output)
+        except Exception:
+            log.exception("a caller's on_output raised; its request goes on")
+
+    # ---- the slack --------------------------------------------------------------------------------------------
+
+    def _work(self, rows: int, pairs: float, context: float, logit_rows: int) -> Work:
+        return self.cost.forward(rows, pairs, context, logit_rows)
+
+    def _predict(self, segments: Sequence[Segment], extra_rows: int = 0) -> float:
+        """Seconds of a pass over these segments and `extra_rows` train tokens."""
+        rows = sum(len(s.tokens) for s in segments)
+        context = sum(s.start + len(s.tokens) for s in segments)
+        pairs = sum(len(s.tokens) * (s.start + len(s.tokens)) for s in segments)
+        logit_rows = sum(s.sample for s in segments)
+        work = self._work(rows + extra_rows, pairs, context, logit_rows)
+        return self.estimator.seconds(STEP, rows + extra_rows, work)
+
+    def _ride(self, segments: Sequence[Segment], alone: float) -> Ride | None:
+        """As many train tokens as the slack of this step pays for."""
+        if not self._background:
+            return None
+        budget = alone + self._allowance(alone)
+        low, high = 0, self.config.max_batch_tokens - sum(len(s.tokens) for s in segments)
+        while low < high:  # the largest number of rows that is predicted to fit
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._predict(segments, middle) <= budget else (low, middle - 1)
+        return self._guard(lambda work: work.ride(low)) if low else None
+
+    def _allowance(self, alone: float) -> float:
+        """Seconds by which this step may grow for training's sake."""
+        if self.config.protect != "goals":
+            return (self._slack.factor - 1) * alone
+        now = time.perf_counter()
+        deadlines = [
+            request.arrived + self.config.ttft_goal
+            if request.last_token is None
+            else request.last_token + self.config.itl_goal
+            for request in (*self.scheduler.running, *self.scheduler.waiting)
+        ]
+        return max(0.0, min(deadlines, default=now) - now - alone)
+
+    def _use_slack(self, alone: float) -> None:
+        """After a step of `alone` seconds of inference: slices, while the account pays for them."""
+        if not self._background or self._stopping:
+            return
+        if self.config.protect == "goals":
+            until = time.perf_counter() + 0.9 * self._allowance(alone)
+            while (left := until - time.perf_counter()) > 0 and self._run_slice(left):
+                pass
+            return
+        self._ask_smallest()
+        if self._smallest is None:
+            return
+        budget = self._slack.earn(alone, self._smallest)
+        while self._smallest is not None and budget >= self._smallest:
+            spent = self._run_slice(budget, at_least_one=True)
+            self._slack.spend(spent)
+            budget -= spent
+            self._ask_smallest()
+
+    def _ask_smallest(self) -> None:
+        """Asked for only when something has changed: asking takes time as well."""
+        if self._smallest is None:
+            piece = self._guard(lambda work: work.next_slice(0.0))
+            self._smallest = self._slice_seconds(piece) if piece is not None else None
+
+    def _run_idle_slice(self) -> bool:
+        """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do."""
+        if not self._background:
+            return False
+        share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
+        low, high = _IDLE_SLICE_LIMITS
+        seconds = min(high, max(low, share * self._first_token_seconds))
+        return self._run_slice(seconds, at_least_one=True) > 0
+
+    def _slice_seconds(self, piece: Slice) -> float:
+        return self.estimator.seconds(piece.kind, piece.rows, piece.work)
+
+    def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:
+        """Run the current work's next slice if it should fit into `seconds`; returns what it took, 0 if none ran."""
+        self._smallest = None
+        piece = self._guard(lambda work: work.next_slice(seconds))
+        if piece is None or not (at_least_one or self._slice_seconds(piece) <= seconds):
+            return 0.0
+        started = time.perf_counter()
+        self._guard(lambda _: piece.run())
+        took = time.perf_counter() - started
+        self.estimator.observe(piece.kind, piece.rows, piece.work, took)
+        self._counters.training_seconds += took
+        return took
+
+    def _guard(self, use: Callable[[BackgroundWork], Any]) -> Any:
+        """Use the current background work; one that is finished or fails leaves the queue, and serving goes on."""
+        while self._background and self._background[0].finished:
+            self._background.popleft()
+        if not self._background:
+            return None
+        work = self._background[0]
+        try:
+            return use(work)
+        except Exception as error:
+            if not isinstance(error, CoserveError):
+                log.exception("background work failed")
+            if self._background and self._background[0] is work:
+                self._background.popleft()
+            work.failed(error)
+            return None
+
+    # ---- requests, on the engine's own thread -----------------------------------------------------------------
+
+    def _activate(self, request: Request, on_output: Callable[[Output], None]) -> ActiveRequest:
+        """Check a request against the model, and give it what it needs to run."""
+        adapter = self._adapters.get(request.model)
+        if adapter is None and request.model != self.name:
+            raise ModelNotFound(
+                f"The model {request.model!r} does not exist; this server has {', '.join(self.models())}.",
+                param="model",
+            )
+        vocab, length, params = self.decoder.config.vocab_size, len(request.prompt), request.params
+        if not length:
+            raise InvalidRequest("The prompt is empty; it must hold at least one token.", param="prompt")
+        if not all(0 <= token < vocab for token in request.prompt):
+            raise InvalidRequest(f"The prompt holds a token id outside 0..{vocab - 1}.", param="prompt")
+        if not all(0 <= token < vocab for token in params.logit_bias):
+            raise InvalidRequest(f"logit_bias names a token id outside 0..{vocab - 1}.", param="logit_bias")
+        room = self.max_context - length
+        if room < 1 or (params.max_tokens is not None and params.max_tokens > room):
+            asked = f" and max_tokens asks for {params.max_tokens} more" if params.max_tokens else ""
+            raise ContextLengthExceeded(
+                f"This model's context is {self.max_context} tokens; the prompt has {length}{asked}. "
+                "Shorten the prompt or lower max_tokens.",
+                param="messages",
+            )
+        stop_ids = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            stop_ids |= self.tokenizer.eos_token_ids
+        return ActiveRequest(
+            request,
+            adapter.layers if adapter else None,
+            Detokenizer(self.tokenizer, params.stop),
+            params.max_tokens or room,
+            stop_ids,
+            on_output,
+            time.perf_counter(),
+        )
+
+    def _accept(self, request: ActiveRequest) -> None:
+        with self._lock:
+            self._submitted -= 1
+        self._requests[request.request.id] = request
+        self.scheduler.add(request)
+        own = self._predict([Segment("prefill", request.tokens, 0, (), sample=True)])
+        self._first_token_seconds += 0.1 * (own - self._first_token_seconds)
+
+    def _cancel(self, request_id: str) -> None:
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._counters.cancelled += 1
+            self._finish(request, "cancelled")
+
+    def _finish(self, request: ActiveRequest, reason: str, error: CoserveError | None = None) -> None:
+        self._send(request, request.detokenizer.flush() if error is None else "", reason, error=error)
+        self._forget(request)
+
+    def _forget(self, request: ActiveRequest) -> None:
+        self.scheduler.release(request)
+        self._requests.pop(request.request.id, None)
+
+    def _fail_all(self, error: Exception) -> None:
+        told = error if isinstance(error, CoserveError) else CoserveError("The engine failed on this request.")
+        for request in list(self._requests.values()):
+            self._finish(request, "error", told)
+
+    def _read_inbox(self) -> None:
+        while True:
+            try:
+                self._inbox.get_nowait()()
+            except queue.Empty:
+                return
+
+    def _wait(self) -> None:
+        started = time.perf_counter()
+        self._inbox.get()()
+        self._counters.idle_seconds += time.perf_counter() - started
+
+    # ---- start ------------------------------------------------------------------------------------------------
+
+    def _cache_tokens(self) -> int:
+        """Tokens of KV cache to serve from: as configured, or what a share of the free memory holds."""
+        if self.config.kv_cache_tokens is not None:
+            return max(BLOCK_SIZE, self.config.kv_cache_tokens)
+        by_memory = min(_MAX_CACHE_BYTES, _available_memory() // 4) // (
+            self.cost.layers * self.cost.kv_width * self.cost.itemsize
+        )
+        most_useful = self.config.max_num_seqs * self.decoder.max_positions
+        return max(BLOCK_SIZE, min(by_memory, most_useful))
+
+    def _warm_up(self) -> None:
+        """A few passes over made-up tokens, so that the first requests meet a calibrated estimator and warm code."""
+        for rows in (1, 1, 1, 4, 4, 16, 16, 64, 64):
+            rows = min(rows, self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
+            batch = Batch.of([Segment("prefill", [0] * rows, 0, self.train_blocks, sample=True)])
+            work = self._work(rows, batch.pairs, batch.context, 1)
+            started = time.perf_counter()
+            with torch.inference_mode():
+                hidden = self.decoder.forward(batch.token_ids, batch.layout, self.cache)
+                self.decoder.logits(hidden[batch.logit_rows]).argmax(-1).tolist()
+            self.estimator.observe(STEP, rows, work, time.perf_counter() - started)
+
+
+def _available_memory() -> int:
+    """Bytes of memory that are free for use."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return math.floor(8e9)

@@ -1,0 +1,93 @@
+"""The engine's vocabulary towards its callers: what is asked for and what comes back."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coserve.errors import CoserveError, InvalidRequest
+
+
+def _check(ok: bool, param: str, value: object, wanted: str) -> None:
+    if not ok:
+        raise InvalidRequest(f"{param} is {value!r}; it must be {wanted}.", param=param)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens, in OpenAI's and vLLM's words.
+
+    Raises `InvalidRequest` with `param` for a value out of its range.
+    """
+
+    max_tokens: int | None = None  # None: up to the end of the context
+    temperature: float = 1.0  # 0 = greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None  # alternatives to report; 0 = the chosen token's only; None = off
+
+    def __post_init__(self) -> None:
+        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        _check(0 <= self.temperature <= 2, "temperature", self.temperature, "between 0 and 2")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _check(self.top_k >= -1, "top_k", self.top_k, "0 (off) or a positive number")
+        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
+        penalty = self.repetition_penalty
+        _check(penalty > 0 and math.isfinite(penalty), "repetition_penalty", penalty, "a number above 0")
+        _check(len(self.stop) <= 16 and all(self.stop), "stop", self.stop, "at most 16 strings, none empty")
+        _check(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        for token, bias in self.logit_bias.items():
+            _check(-100 <= bias <= 100, "logit_bias", {token: bias}, "between -100 and 100 for each token")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue with a model: the base model's name or an adapter's."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    model: str
+    id: str = field(default_factory=lambda: f"req-{uuid.uuid4().hex}")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    token_id: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()  # (token id, text, logprob), best first
+
+
+@dataclass(frozen=True)
+class Output:
+    """One event in the life of a request: usually one token.
+
+    `finish_reason` is None while it goes on; then "stop", "length", "cancelled" or "error". The last event of a request
+    is the one with a finish reason; nothing follows it.
+    """
+
+    request_id: str
+    token_id: int | None
+    text: str  # what became final with this token; may be empty
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int  # so far
+    logprob: TokenLogprob | None = None
+    error: CoserveError | None = None

@@ -1,0 +1,35 @@
+"""The compiled CPU kernels (`kernels.cpp`), loaded with ctypes.
+
+`COSERVE_NATIVE=0` turns them off: everything then runs on PyTorch's own ops.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+
+import torch
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, or None where they were not built. PyTorch is loaded first: its threads are the ones used."""
+    if os.environ.get("COSERVE_NATIVE", "1") == "0":
+        return None
+    spec = importlib.util.find_spec("coserve.kernels._native")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        return ctypes.CDLL(spec.origin)
+    except OSError:  # e.g. a PyTorch without OpenMP, whose threads the library expects
+        return None
+
+
+@functools.cache
+def kernel(name: str, dtype: torch.dtype):
+    """The exported function for an element type, or None."""
+    suffix = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype)
+    lib = library()
+    return getattr(lib, f"coserve_{name}_{suffix}") if lib is not None and suffix else None

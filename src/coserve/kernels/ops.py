@@ -1,0 +1,116 @@
+"""Norms, activation, RoPE with the KV write, and paged attention: native on CPU where built, else PyTorch's ops.
+
+None of these is differentiable in its native form; where gradients are wanted, the reference runs.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_float, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from coserve.kernels import reference
+from coserve.kernels.native import kernel
+from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
+
+
+def _pointer(tensor: Tensor | None) -> c_void_p:
+    return c_void_p(0 if tensor is None else tensor.data_ptr())
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [rows, n] -> [rows, n]."""
+    run = kernel("rms_norm", x.dtype)
+    if run is None or torch.is_grad_enabled():
+        return reference.rms_norm(x, weight, eps)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    run(_pointer(x), _pointer(weight), _pointer(out), x.shape[0], x.shape[1], c_float(eps))
+    return out
+
+
+def silu_and_mul(x: Tensor) -> Tensor:
+    """x [rows, 2n] -> [rows, n]: silu of the first half times the second."""
+    run = kernel("silu_and_mul", x.dtype)
+    if run is None or torch.is_grad_enabled():
+        return reference.silu_and_mul(x)
+    out = x.new_empty(x.shape[0], x.shape[1] // 2)
+    run(_pointer(x), _pointer(out), x.shape[0], x.shape[1] // 2)
+    return out
+
+
+def rope_and_store(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+) -> None:
+    """Norm (if asked) and rotate the queries in place; the keys too, which go with the values into the cache.
+
+    qkv [rows, (heads + 2 kv_heads) * head_dim] contiguous; cos, sin [positions, head_dim / 2] float32.
+    """
+    run = kernel("rope_and_store", qkv.dtype)
+    if run is None:
+        return reference.rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
+    run(
+        _pointer(qkv),
+        _pointer(q_norm),
+        _pointer(k_norm),
+        _pointer(cos),
+        _pointer(sin),
+        _pointer(layout.positions),
+        _pointer(layout.slots),
+        _pointer(cache.keys[layer]),
+        _pointer(cache.values[layer]),
+        qkv.shape[0],
+        heads,
+        kv_heads,
+        qkv.shape[1] // (heads + 2 * kv_heads),
+        c_float(eps),
+    )
+
+
+def paged_attention(
+    qkv: Tensor,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Causal attention of each row's query to the cached keys of its own segment -> [rows, heads * head_dim].
+
+    qkv as `rope_and_store` left it. `window`: how many keys a query sees, itself included; None = all.
+    """
+    dim = qkv.shape[1] // (heads + 2 * kv_heads)
+    run = kernel("paged_attention", qkv.dtype)
+    if run is None or dim % BLOCK_SIZE:
+        return reference.paged_attention(qkv, layout, cache, layer, heads, kv_heads, scale, window)
+    out = qkv.new_empty(qkv.shape[0], heads * dim)
+    run(
+        _pointer(qkv),
+        c_int64(qkv.shape[1]),
+        _pointer(cache.keys[layer]),
+        _pointer(cache.values[layer]),
+        _pointer(layout.tiles),
+        layout.tiles.shape[0],
+        _pointer(layout.tables),
+        _pointer(out),
+        TILE_ROWS,
+        heads,
+        kv_heads,
+        dim,
+        window or 0,
+        c_float(scale),
+    )
+    return out

@@ -1,0 +1,49 @@
+"""What a model's work costs in bytes and FLOPs: the same counts for the engine's scheduler and for plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coserve.models.config import ModelConfig
+from coserve.roofline import Work
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Counts of one model in one number format."""
+
+    layers: int
+    layer_weights: int  # elements of a layer's matrices
+    mlp_weights: int  # those of them that belong to the MLP and the output projection
+    head_weights: int  # elements of the output matrix
+    attention_width: int  # heads * head_dim
+    kv_width: int  # 2 * kv_heads * head_dim: elements kept for a token in a layer
+    itemsize: int  # bytes of an element
+
+    @classmethod
+    def of(cls, config: ModelConfig, itemsize: int) -> ModelCost:
+        hidden = config.hidden_size
+        q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        after = hidden * q + 3 * hidden * config.intermediate_size
+        return cls(
+            config.num_hidden_layers,
+            hidden * (q + 2 * kv) + after,
+            after,
+            hidden * config.vocab_size,
+            q,
+            2 * kv,
+            itemsize,
+        )
+
+    def layer(self, rows: int, pairs: float = 0, context: float = 0) -> Work:
+        """One layer's forward: `pairs` of query and key in attention, `context` tokens of cache read."""
+        moved = self.itemsize * (self.layer_weights + self.kv_width * context)
+        return Work(moved, 2 * rows * self.layer_weights + 4 * pairs * self.attention_width)
+
+    def head(self, rows: int) -> Work:
+        return Work(self.itemsize * self.head_weights if rows else 0, 2 * rows * self.head_weights)
+
+    def forward(self, rows: int, pairs: float, context: float, logit_rows: int) -> Work:
+        """A pass over a batch of `rows` tokens, of which `logit_rows` are sampled from."""
+        one = self.layer(rows, pairs, context)
+        return Work(self.layers * one.bytes, self.layers * one.flops) + self.head(logit_rows)

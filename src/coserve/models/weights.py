@@ -1,0 +1,81 @@
+"""Weights on disk: safetensors, one file or shards with an index."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from coserve.errors import ModelError
+from coserve.models.files import read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def load_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of each weight in the directory `path`, memory-mapped, in the checkpoint's own format.
+
+    The layout is checked at once, before the first tensor is read. Raises `ModelError`, naming the file, when
+    there are no safetensors, a shard is missing, truncated or corrupt, or a tensor that the index promises is
+    not there.
+    """
+    path = Path(path)
+    if (path / SINGLE_FILE).is_file():
+        return _read_shard(path / SINGLE_FILE, None)
+    if (path / INDEX_FILE).is_file():
+        shards = _shards(path)
+        return (weight for shard, names in shards.items() for weight in _read_shard(shard, names))
+    raise ModelError(_nothing_to_load(path))
+
+
+def _shards(path: Path) -> dict[Path, list[str]]:
+    """Each shard with the names of its tensors, as the index says."""
+    index = path / INDEX_FILE
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map")
+    shards = defaultdict(list)
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:  # nothing outside the directory
+            raise ModelError(f"{index}: {name} is in {file!r}, which is not the name of a file in this directory")
+        shards[path / file].append(name)
+    missing = sorted(shard.name for shard in shards if not shard.is_file())
+    if missing:
+        raise ModelError(f"{path} lacks {', '.join(missing)}, which {index.name} lists")
+    return dict(shards)
+
+
+def _read_shard(file: Path, names: Iterable[str] | None) -> Iterator[tuple[str, Tensor]]:
+    """The tensors `names` (None: all) of one file."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as shard:
+            present = set(shard.keys())
+            for name in sorted(present) if names is None else names:
+                if name not in present:
+                    raise ModelError(f"{file} lacks the tensor {name}, which {INDEX_FILE} places there")
+                yield name, shard.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is truncated or corrupt: {_explain(file, error)}") from error
+
+
+def _explain(file: Path, error: Exception) -> str:
+    with file.open("rb") as content:
+        if content.read(24).startswith(b"version https://git-lfs"):
+            return "it is a Git LFS pointer, not the weights; fetch them with `git lfs pull`"
+    return str(error)
+
+
+def _nothing_to_load(path: Path) -> str:
+    if not path.is_dir():
+        return f"there is no directory {path}"
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickled:
+        return (
+            f"{path} has its weights only as {pickled[0]}, a pickle that could run code when loaded; "
+            f"convert it to safetensors ({SINGLE_FILE})"
+        )
+    return f"{path} has no weights: neither {SINGLE_FILE} nor {INDEX_FILE}"

@@ -1,0 +1,232 @@
+"""POST /v1/chat/completions: a conversation in, an assistant's turn out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.types import Receive
+
+from coserve.engine import Output, Request
+from coserve.errors import InvalidRequest
+from coserve.service.bodies import Body, parse, unsupported
+from coserve.service.generation import generating
+from coserve.service.ids import new_id, now
+from coserve.service.logprobs import chat_logprob
+from coserve.service.sampling import Count, SamplingBody, choices
+from coserve.service.sse import DONE, EventStream, dumps, event
+from coserve.service.usage import Usage
+
+if TYPE_CHECKING:
+    from coserve.service.service import Service
+
+
+class Part(Body):
+    type: str
+    text: str | None = None
+
+
+class Message(Body):
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class ChatBody(SamplingBody):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
+    response_format: Any = None
+    audio: Any = None
+    modalities: Any = None
+
+    def refuse_unsupported(self) -> None:
+        """Raises `InvalidRequest` with `param` for what cannot be ignored without changing the meaning."""
+        for name in ("tools", "functions", "audio"):
+            if getattr(self, name):
+                raise unsupported(name)
+        for name in ("tool_choice", "function_call"):
+            if getattr(self, name) not in (None, "none", "auto"):
+                raise unsupported(name)
+        if self.modalities not in (None, ["text"]):
+            raise unsupported("modalities", "Any modality but text")
+        if self.response_format not in (None, {"type": "text"}):
+            kind = self.response_format.get("type") if isinstance(self.response_format, dict) else None
+            raise unsupported("response_format", f"'response_format' of type {kind!r}")
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The messages as chat templates know them: role and content as plain text."""
+        return [_turn(message, f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+    def number_of_logprobs(self) -> int | None:
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs is not None:
+            raise InvalidRequest("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+        return None
+
+
+def _turn(message: Message, where: str) -> dict[str, Any]:
+    if message.role in ("tool", "function"):
+        raise unsupported(f"{where}.role", f"The role {message.role!r}")
+    if message.tool_calls or message.function_call:
+        name = "tool_calls" if message.tool_calls else "function_call"
+        raise unsupported(f"{where}.{name}", "A message with tool calls")
+    if message.content is None and message.role != "assistant":
+        raise InvalidRequest(f"'{where}.content' is required.", param=f"{where}.content")
+    # templates know no "developer": it is OpenAI's newer word for the system's turn
+    role = "system" if message.role == "developer" else message.role
+    turn = {"role": role, "content": _text(message.content or "", f"{where}.content")}
+    return {**turn, "name": message.name} if message.name else turn
+
+
+def _text(content: str | list[Part], where: str) -> str:
+    if isinstance(content, str):
+        return content
+    for i, part in enumerate(content):
+        if part.type != "text":
+            raise unsupported(f"{where}[{i}].type", f"A content part of type {part.type!r}")
+        if part.text is None:
+            raise InvalidRequest(f"'{where}[{i}].text' is required.", param=f"{where}[{i}].text")
+    return "".join(part.text or "" for part in content)
+
+
+async def create_chat_completion(http: HTTPRequest) -> Response:
+    service: Service = http.app.state.service
+    body = await parse(http, ChatBody)
+    service.check_model(body.model)
+    body.refuse_unsupported()
+    params = body.sampling(
+        service.sampling_defaults,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        logprobs=body.number_of_logprobs(),
+    )
+    turns = body.turns()
+    size = sum(len(turn["content"]) for turn in turns)
+    prompt = await service.offload(size, service.engine.tokenizer.apply_chat_template, turns)
+    requests = choices([prompt], params, body.model, body.n or 1, limit=service.settings.max_choices)
+    chat = Chat(service, body, requests)
+    return EventStream(chat.events) if body.stream else await chat.reply(http.receive)
+
+
+@dataclass
+class _Choice:
+    text: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, output: Output) -> None:
+        self.text.append(output.text)
+        if output.logprob is not None:
+            self.logprobs.append(chat_logprob(output.logprob))
+        self.finish_reason = output.finish_reason
+
+
+class Chat:
+    """One chat completion on its way: the same outputs, either collected or streamed."""
+
+    def __init__(self, service: Service, body: ChatBody, requests: list[Request]):
+        self._service = service
+        self._body = body
+        self._requests = requests
+        self._usage = Usage([requests[0].prompt])
+        self._id = new_id("chatcmpl")
+        self._created = now()
+
+    async def reply(self, receive: Receive) -> Response:
+        """The whole completion in one JSON object."""
+        answers = [_Choice() for _ in self._requests]
+        engine, mailbox = self._service.engine, self._service.mailbox
+        async with generating(engine, mailbox, self._requests, receive, prompt="messages") as generation:
+            async for batch in generation.batches():
+                for index, output in batch:
+                    answers[index].add(output)
+                    self._usage.see(index, output)
+        completion = {
+            **self._head("chat.completion"),
+            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": self._usage.as_dict(),
+        }
+        return Response(dumps(completion), media_type="application/json")
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._body.model,
+            "service_tier": "default",
+            "system_fingerprint": None,
+        }
+
+    def _choice(self, index: int, answer: _Choice) -> dict[str, Any]:
+        logprobs = {"content": answer.logprobs, "refusal": None} if self._body.logprobs else None
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(answer.text), "refusal": None},
+            "logprobs": logprobs,
+            "finish_reason": answer.finish_reason,
+        }
+
+    async def events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
+        """The completion as server-sent events, all that is ready in one piece."""
+        engine, mailbox = self._service.engine, self._service.mailbox
+        chunks = Chunks(self._head("chat.completion.chunk"), usage=self._body.include_usage)
+        begun: set[int] = set()
+        async with generating(engine, mailbox, self._requests, receive, prompt="messages") as generation:
+            async for batch in generation.batches():
+                piece = []
+                for index, output in batch:
+                    self._usage.see(index, output)
+                    if index not in begun:
+                        begun.add(index)
+                        piece.append(chunks.role(index))
+                    piece.append(chunks.token(index, output))
+                if any(piece):
+                    yield b"".join(piece)
+        if self._body.include_usage:
+            usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage.as_dict()}
+            yield event(usage) + DONE
+        else:
+            yield DONE
+
+
+class Chunks:
+    """The events of a stream; what is the same in all of them is serialised once."""
+
+    def __init__(self, head: dict[str, Any], *, usage: bool):
+        self._head = b"data: " + dumps(head)[:-1] + b',"choices":[{"index":'
+        self._tail = b'}],"usage":null}\n\n' if usage else b"}]}\n\n"
+
+    def _chunk(self, index: int, rest: str) -> bytes:
+        return b"%s%d,%s%s" % (self._head, index, rest.encode(), self._tail)
+
+    def role(self, index: int) -> bytes:
+        delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
+        return self._chunk(index, delta)
+
+    def token(self, index: int, output: Output) -> bytes:
+        """The chunk with the new text, if there is any, and the last one with the reason for the end."""
+        chunk = b""
+        if output.text or output.logprob is not None:
+            logprobs = "null"
+            if output.logprob is not None:
+                logprobs = json.dumps({"content": [chat_logprob(output.logprob)], "refusal": None})
+            text = json.dumps(output.text)
+            chunk = self._chunk(index, f'"delta":{{"content":{text}}},"logprobs":{logprobs},"finish_reason":null')
+        if output.finish_reason is not None:
+            end = f'"delta":{{}},"logprobs":null,"finish_reason":{json.dumps(output.finish_reason)}'
+            chunk += self._chunk(index, end)
+        return chunk

@@ -1,0 +1,185 @@
+"""POST /v1/completions: text or token ids in, their continuation out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import Response
+from starlette.types import Receive
+
+from coserve.engine import Output, Request
+from coserve.errors import InvalidRequest
+from coserve.service.bodies import parse, unsupported
+from coserve.service.generation import generating
+from coserve.service.ids import new_id, now
+from coserve.service.logprobs import CompletionLogprobs
+from coserve.service.sampling import SamplingBody, choices
+from coserve.service.sse import DONE, EventStream, dumps, event
+from coserve.service.usage import Usage
+
+if TYPE_CHECKING:
+    from coserve.service.service import Service
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's, of old
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """Any of the four forms of `prompt` as a list of prompts, each a text or token ids."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value) or all(_is_tokens(item) for item in value):
+            return value
+        if _is_tokens(value):
+            return [value]
+    raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists")
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+class CompletionBody(SamplingBody):
+    prompt: Annotated[Any, BeforeValidator(_prompts)]
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    def refuse_unsupported(self) -> None:
+        if self.suffix:
+            raise unsupported("suffix")
+        if self.best_of not in (None, self.n or 1):
+            raise unsupported("best_of", "'best_of' other than 'n'")
+        if self.echo and self.logprobs is not None:
+            raise unsupported("logprobs", "'logprobs' together with 'echo'")
+
+
+async def create_completion(http: HTTPRequest) -> Response:
+    service: Service = http.app.state.service
+    body = await parse(http, CompletionBody)
+    service.check_model(body.model)
+    body.refuse_unsupported()
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    params = body.sampling(service.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs)
+    size = sum(len(prompt) for prompt in body.prompt)
+    prompts = await service.offload(size, _encode, service, body.prompt)
+    requests = choices(prompts, params, body.model, body.n or 1, limit=service.settings.max_choices)
+    echoes = await service.offload(size, _echoes, service, body, prompts)
+    completion = Completion(service, body, prompts, requests, echoes)
+    return EventStream(completion.events) if body.stream else await completion.reply(http.receive)
+
+
+def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    tokenizer, vocabulary = service.engine.tokenizer, service.engine.model_config.vocab_size
+    encoded = []
+    for prompt in prompts:
+        tokens = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        if not tokens and tokenizer.bos_token_id is not None:
+            tokens = [tokenizer.bos_token_id]
+        if not tokens:
+            raise InvalidRequest("The prompt is empty: it must have at least one token.", param="prompt")
+        wrong = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"{wrong} is no token of this model: ids go from 0 to {vocabulary - 1}.", param="prompt"
+            )
+        encoded.append(tokens)
+    return encoded
+
+
+def _echoes(service: Service, body: CompletionBody, prompts: list[list[int]]) -> list[str]:
+    """The text before each prompt's completion: the prompt itself if it is to be echoed."""
+    if not body.echo:
+        return [""] * len(prompts)
+    decode = service.engine.tokenizer.decode
+    return [
+        given if isinstance(given, str) else decode(tokens) for given, tokens in zip(body.prompt, prompts, strict=True)
+    ]
+
+
+@dataclass
+class _Choice:
+    logprobs: CompletionLogprobs
+    text: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, output: Output) -> None:
+        self.text.append(output.text)
+        if output.logprob is not None:
+            self.logprobs.add(output.logprob)
+        self.finish_reason = output.finish_reason
+
+
+class Completion:
+    """One request's completions on their way: the same outputs, either collected or streamed."""
+
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionBody,
+        prompts: list[list[int]],
+        requests: list[Request],
+        echoes: list[str],
+    ):
+        self._service = service
+        self._body = body
+        self._requests = requests
+        self._echo = [echo for echo in echoes for _ in range(body.n or 1)]  # for each choice
+        self._usage = Usage(prompts)
+        self._head = {
+            "id": new_id("cmpl"),
+            "object": "text_completion",
+            "created": now(),
+            "model": body.model,
+            "system_fingerprint": None,
+        }
+
+    def _choice(self, index: int, text: str, logprobs: CompletionLogprobs, finish_reason: str | None) -> dict[str, Any]:
+        reported = logprobs.as_dict() if self._body.logprobs is not None else None
+        return {"text": text, "index": index, "logprobs": reported, "finish_reason": finish_reason}
+
+    async def reply(self, receive: Receive) -> Response:
+        answers = [_Choice(CompletionLogprobs(), [echo]) for echo in self._echo]
+        engine, mailbox = self._service.engine, self._service.mailbox
+        async with generating(engine, mailbox, self._requests, receive, prompt="prompt") as generation:
+            async for batch in generation.batches():
+                for index, output in batch:
+                    answers[index].add(output)
+                    self._usage.see(index, output)
+        listed = [
+            self._choice(index, "".join(answer.text), answer.logprobs, answer.finish_reason)
+            for index, answer in enumerate(answers)
+        ]
+        completion = {**self._head, "choices": listed, "usage": self._usage.as_dict()}
+        return Response(dumps(completion), media_type="application/json")
+
+    async def events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
+        engine, mailbox = self._service.engine, self._service.mailbox
+        head = b"data: " + dumps(self._head)[:-1] + b',"choices":['
+        tail = b'],"usage":null}\n\n' if self._body.include_usage else b"]}\n\n"
+        echo = list(self._echo)
+        offsets = [0] * len(self._requests)
+        async with generating(engine, mailbox, self._requests, receive, prompt="prompt") as generation:
+            async for batch in generation.batches():
+                piece = []
+                for index, output in batch:
+                    self._usage.see(index, output)
+                    text, echo[index] = echo[index] + output.text, ""
+                    if not text and output.logprob is None and output.finish_reason is None:
+                        continue
+                    logprobs = CompletionLogprobs(offsets[index])
+                    if output.logprob is not None:
+                        logprobs.add(output.logprob)
+                    offsets[index] = logprobs.offset
+                    piece.append(head + dumps(self._choice(index, text, logprobs, output.finish_reason)) + tail)
+                if piece:
+                    yield b"".join(piece)
+        if self._body.include_usage:
+            yield event({**self._head, "choices": [], "usage": self._usage.as_dict()}) + DONE
+        else:
+            yield DONE

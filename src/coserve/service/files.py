@@ -1,0 +1,152 @@
+"""/v1/files: training data in, results out. The bytes are in `home/files`, the rest in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+
+from coserve.errors import Conflict, InvalidRequest, NotFound
+from coserve.service.ids import new_id, now
+from coserve.service.paging import listing, page
+from coserve.service.tables import FileRow, JobRow
+from coserve.service.uploads import receive_form
+
+if TYPE_CHECKING:
+    from coserve.service.service import Service
+
+TRAINING = "fine-tune"
+RESULTS = "fine-tune-results"
+UNFINISHED = ("validating_files", "queued", "running", "paused")
+
+
+def file_object(row: FileRow) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.bytes,
+        "created_at": row.created_at,
+        "expires_at": None,
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+async def find_file(session: AsyncSession, file_id: str, *, param: str | None = None) -> FileRow:
+    """Raises `NotFound`."""
+    row = await session.scalar(select(FileRow).where(FileRow.id == file_id))
+    if row is None:
+        raise NotFound(f"There is no file {file_id!r}.", param=param)
+    return row
+
+
+async def create_file(http: Request) -> Response:
+    service: Service = http.app.state.service
+    file_id = new_id("file")
+    path = service.settings.files_directory / file_id
+    draft = path.with_suffix(".part")
+    form = await receive_form(http, draft, service.settings.max_file_bytes)
+    try:
+        _check_form(form.fields.get("purpose"), form.size)
+        draft.replace(path)
+    except BaseException:
+        form.discard()
+        raise
+    row = FileRow(
+        id=file_id,
+        filename=form.filename or "file",
+        purpose=TRAINING,
+        bytes=form.size,
+        created_at=now(),
+    )
+    async with service.database.write() as session:
+        session.add(row)
+    return JSONResponse(file_object(row))
+
+
+def _check_form(purpose: str | None, size: int) -> None:
+    if purpose is None:
+        raise InvalidRequest("'purpose' is required.", param="purpose", code="missing_required_parameter")
+    if purpose != TRAINING:
+        raise InvalidRequest(f"'purpose' is {purpose!r}; only {TRAINING!r} is supported.", param="purpose")
+    if size == 0:
+        raise InvalidRequest("The file is empty.", param="file")
+
+
+async def list_files(http: Request) -> Response:
+    service: Service = http.app.state.service
+    query = select(FileRow)
+    if purpose := http.query_params.get("purpose"):
+        query = query.where(FileRow.purpose == purpose)
+    async with service.database.read() as session:
+        rows, more = await page(session, query, http, default=10_000, largest=10_000)
+    return JSONResponse(listing([file_object(row) for row in rows], more=more))
+
+
+async def retrieve_file(http: Request) -> Response:
+    service: Service = http.app.state.service
+    async with service.database.read() as session:
+        return JSONResponse(file_object(await find_file(session, http.path_params["file_id"])))
+
+
+async def file_content(http: Request) -> Response:
+    service: Service = http.app.state.service
+    async with service.database.read() as session:
+        row = await find_file(session, http.path_params["file_id"])
+    path = service.settings.files_directory / row.id
+    if not path.is_file():
+        raise NotFound(f"The content of the file {row.id!r} is no longer there.")
+    return FileResponse(path, media_type="application/octet-stream", filename=row.filename)
+
+
+async def delete_file(http: Request) -> Response:
+    """A file that a job still needs stays: the job may have to read it again after a restart."""
+    service: Service = http.app.state.service
+    async with service.database.write() as session:
+        row = await find_file(session, http.path_params["file_id"])
+        uses = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)
+        job = await session.scalar(select(JobRow.id).where(uses, JobRow.status.in_(UNFINISHED)))
+        if job is not None:
+            raise Conflict(f"The file {row.id!r} is in use by the job {job!r}.", code="file_in_use")
+        await session.delete(row)
+    (service.settings.files_directory / row.id).unlink(missing_ok=True)
+    return JSONResponse({"id": row.id, "object": "file", "deleted": True})
+
+
+async def adopt_file(session: AsyncSession, directory: Path, source: Path) -> FileRow:
+    """Make a result of a job a file of its own: it outlives the job's directory.
+
+    Raises: `OSError` if it cannot be read.
+    """
+    file_id = new_id("file")
+    await asyncio.to_thread(_link_or_copy, source, directory / file_id)
+    size = (directory / file_id).stat().st_size
+    row = FileRow(id=file_id, filename=source.name, purpose=RESULTS, bytes=size, created_at=now())
+    session.add(row)
+    return row
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        draft = target.with_suffix(".part")
+        shutil.copyfile(source, draft)
+        draft.replace(target)
+
+
+def sweep(directory: Path) -> None:
+    """Remove what uploads left that a killed server was receiving."""
+    for draft in directory.glob("*.part"):
+        with contextlib.suppress(OSError):
+            draft.unlink()

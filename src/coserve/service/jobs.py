@@ -1,0 +1,230 @@
+"""The runner of fine-tuning jobs: ties the trainer's `TrainingJob`s to the database, also across restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from coserve.errors import Conflict, CoserveError, NotFound
+from coserve.service.database import Database
+from coserve.service.errors import log_unexpected
+from coserve.service.files import sweep
+from coserve.service.hyperparameters import training_config
+from coserve.service.ids import now
+from coserve.service.job_record import FINAL, ON_THE_WAY, Record, add_event, fail
+from coserve.service.mailbox import Mailbox
+from coserve.service.settings import Settings
+from coserve.service.tables import JobRow
+
+if TYPE_CHECKING:
+    from coserve.engine import Engine
+    from coserve.training import JobEvent, JobSpec, TrainingJob
+
+log = logging.getLogger("coserve.service.jobs")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the runner needs of the trainer; a test hands in another."""
+
+    job: Callable[[Engine, JobSpec, Callable[[JobEvent], None]], TrainingJob]
+    read_examples: Callable[[Path], Any]
+
+    @classmethod
+    def real(cls) -> Training:
+        from coserve.training import TrainingJob, read_examples
+
+        return cls(TrainingJob, read_examples)
+
+
+async def find_job(session: AsyncSession, job_id: str) -> JobRow:
+    """Raises `NotFound`."""
+    row = await session.scalar(select(JobRow).where(JobRow.id == job_id))
+    if row is None:
+        raise NotFound(f"There is no fine-tuning job {job_id!r}.")
+    return row
+
+
+class Jobs:
+    """All jobs of one home directory, of which those that go on are alive in the trainer."""
+
+    def __init__(self, engine: Engine, database: Database, settings: Settings, mailbox: Mailbox, training: Training):
+        self._engine = engine
+        self._database = database
+        self._settings = settings
+        self._mailbox = mailbox
+        self._training = training
+        self._alive: dict[str, TrainingJob] = {}
+        self._record = Record(database, settings, self._over)
+        self._writer: asyncio.Task[None] | None = None
+        self._withdrawals: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def open(self) -> None:
+        """Serve the models of earlier jobs again, and go on with those that a kill or a restart cut off."""
+        sweep(self._settings.files_directory)
+        self._writer = asyncio.create_task(self._record.run())
+        async with self._database.read() as session:
+            rows = list(await session.scalars(select(JobRow).order_by(JobRow.seq)))
+        for row in rows:
+            if row.model != self._engine.name:
+                if row.status in ON_THE_WAY:
+                    log.warning("the job %s waits: its model %s is not served now", row.id, row.model)
+            elif row.status == "succeeded" and row.model_deleted_at is None:
+                await self._serve(row)
+            elif row.status in ON_THE_WAY:
+                await self._start(row)
+
+    async def close(self) -> None:
+        """Stop listening. Running jobs stay as they are in the database: the next start resumes them."""
+        self._closed = True
+        if self._writer is not None:
+            self._writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._writer
+
+    async def _serve(self, row: JobRow) -> None:
+        path = self._settings.directory / (row.adapter_path or "")
+        try:
+            if row.fine_tuned_model not in self._engine.models():
+                await asyncio.to_thread(self._engine.load_adapter, row.fine_tuned_model, path)
+        except (CoserveError, OSError) as error:
+            log.warning("the model %s cannot be served: %s", row.fine_tuned_model, error)
+
+    def spec(self, row: JobRow) -> JobSpec:
+        """What the trainer is to do; the same for each start of one job."""
+        from coserve.training import JobSpec
+
+        files = self._settings.files_directory
+        return JobSpec(
+            id=row.id,
+            model=row.model,
+            training_file=files / row.training_file,
+            validation_file=files / row.validation_file if row.validation_file else None,
+            config=training_config(row.hyperparameters, row.seed),
+            adapter_name=row.fine_tuned_model,
+            directory=self._settings.jobs_directory / row.id,
+        )
+
+    async def check_data(self, file_id: str) -> None:
+        """Raises `DataError` with the line for data that cannot be used."""
+        await asyncio.to_thread(self._training.read_examples, self._settings.files_directory / file_id)
+
+    async def create(self, row: JobRow) -> None:
+        """Store a new job and start it."""
+        async with self._database.write() as session:
+            session.add(row)
+            await session.flush()  # events refer to it
+            add_event(session, row.id, f"Created fine-tuning job: {row.id}")
+        await self._start(row)
+
+    async def _start(self, row: JobRow) -> None:
+        """Hand a job to the trainer; if that is refused, the job has failed."""
+        try:
+            spec = self.spec(row)
+            spec.directory.mkdir(parents=True, exist_ok=True)
+            job = self._training.job(self._engine, spec, partial(self._hear, row.id))
+            self._alive[row.id] = job
+            job.start()
+        except Exception as error:
+            self._alive.pop(row.id, None)
+            if not isinstance(error, CoserveError):
+                log_unexpected(error)
+                error = CoserveError("The job could not be started.", code="internal_error")
+            async with self._database.write() as session:
+                fail(session, await find_job(session, row.id), error)
+
+    def _hear(self, job_id: str, event: JobEvent) -> None:
+        """On the trainer's thread."""
+        if not self._closed:
+            self._mailbox.post(self._record.put, (job_id, event))
+
+    def _over(self, job_id: str, stands: bool) -> None:
+        """After a job's last report. A model that came after a cancellation, or despite a failure, goes."""
+        self._alive.pop(job_id, None)
+        if not stands:
+            task = asyncio.get_running_loop().create_task(self._withdraw(job_id))
+            self._withdrawals.add(task)  # the loop itself would forget it
+            task.add_done_callback(self._withdrawals.discard)
+
+    async def _withdraw(self, job_id: str) -> None:
+        async with self._database.read() as session:
+            row = await find_job(session, job_id)
+        if row.fine_tuned_model in self._engine.models():
+            await asyncio.to_thread(self._engine.unload_adapter, row.fine_tuned_model)
+
+    async def cancel(self, job_id: str) -> JobRow:
+        """Raises: `NotFound`; `Conflict` if it is over."""
+        async with self._database.write() as session:
+            row = await find_job(session, job_id)
+            if row.status in FINAL:
+                raise Conflict(f"The job {job_id!r} has already {_ended(row.status)}.")
+            row.status, row.finished_at, row.estimated_finish = "cancelled", now(), None
+            add_event(session, job_id, "The job was cancelled")
+        job = self._alive.pop(job_id, None)
+        if job is not None:
+            job.cancel()
+        return row
+
+    async def pause(self, job_id: str) -> JobRow:
+        """Raises: `NotFound`; `Conflict` if it does not go on."""
+        async with self._database.write() as session:
+            row = await find_job(session, job_id)
+            if row.status not in ON_THE_WAY:
+                raise Conflict(f"The job {job_id!r} cannot be paused: it is {row.status}.")
+            self._record.last_status[job_id] = row.status
+            row.status, row.estimated_finish = "paused", None
+            add_event(session, job_id, "The job was paused")
+        if (job := self._alive.get(job_id)) is not None:
+            job.pause()
+        return row
+
+    async def resume(self, job_id: str) -> JobRow:
+        """Raises: `NotFound`; `Conflict` if it is not paused."""
+        async with self._database.write() as session:
+            row = await find_job(session, job_id)
+            if row.status != "paused":
+                raise Conflict(f"The job {job_id!r} cannot be resumed: it is {row.status}.")
+            job = self._alive.get(job_id)
+            row.status = self._record.last_status.get(job_id, "queued") if job is not None else "queued"
+            add_event(session, job_id, "The job was resumed")
+        self._record.forget_pace(job_id)
+        if job is not None:
+            job.resume()
+        elif row.model == self._engine.name:  # it was paused in an earlier life of the server
+            await self._start(row)
+        return row
+
+    async def delete_model(self, name: str) -> None:
+        """Stop serving a fine-tuned model and remove its weights. Result files stay.
+
+        Raises: `NotFound` if no job made it.
+        """
+        async with self._database.write() as session:
+            row = await session.scalar(
+                select(JobRow).where(
+                    JobRow.fine_tuned_model == name,
+                    JobRow.status == "succeeded",
+                    JobRow.model_deleted_at.is_(None),
+                )
+            )
+            if row is None:
+                raise NotFound(f"The model {name!r} does not exist.", code="model_not_found", param="model")
+            row.model_deleted_at = now()
+        if name in self._engine.models():
+            await asyncio.to_thread(self._engine.unload_adapter, name)
+        await asyncio.to_thread(shutil.rmtree, self._settings.jobs_directory / row.id, ignore_errors=True)
+
+
+def _ended(status: str) -> str:
+    return "been cancelled" if status == "cancelled" else status

@@ -1,0 +1,162 @@
+"""/metrics: the engine's statistics and HTTP counters for Prometheus, with closed sets of labels."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from coserve.engine import Engine, EngineStats, Histogram
+
+METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"})
+GONE = "499"  # the client left before there was a reply
+
+
+class Metrics:
+    """One registry for one service, so that several may live in a process."""
+
+    def __init__(self, engine: Engine):
+        self._registry = CollectorRegistry()
+        self._registry.register(EngineCollector(engine))
+        self.http_requests = Counter(
+            "coserve_http_requests",
+            "HTTP requests answered",
+            ("method", "route", "status"),
+            registry=self._registry,
+        )
+        self.http_running = Gauge(
+            "coserve_http_requests_running", "HTTP requests being answered", registry=self._registry
+        )
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class EngineCollector(Collector):
+    """Asks the engine when it is asked itself; nothing is counted twice."""
+
+    def __init__(self, engine: Engine):
+        self._engine = engine
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # else registering would ask the engine already
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats()
+        yield _counter(
+            "requests",
+            "Requests that have ended",
+            "outcome",
+            {"finished": stats.requests_finished, "cancelled": stats.requests_cancelled},
+        )
+        yield _gauge(
+            "requests_now",
+            "Requests in the engine",
+            "state",
+            {"running": stats.requests_running, "waiting": stats.requests_waiting},
+        )
+        yield _counter(
+            "tokens",
+            "Tokens processed",
+            "kind",
+            {"prompt": stats.prompt_tokens, "output": stats.output_tokens, "training": stats.training_tokens},
+        )
+        yield _counter("seconds", "How the chip's time was used", "use", _uses(stats))
+        yield CounterMetricFamily("coserve_steps", "Steps of the engine", value=stats.steps)
+        yield CounterMetricFamily(
+            "coserve_preemptions", "Requests that lost their KV blocks to others", value=stats.preemptions
+        )
+        yield _gauge(
+            "kv_blocks",
+            "Blocks of the KV cache",
+            "state",
+            {"used": stats.kv_blocks_used, "total": stats.kv_blocks_total},
+        )
+        yield GaugeMetricFamily("coserve_mbu", "Bytes a decode step must read / seconds / bandwidth", value=stats.mbu)
+        yield _gauge(
+            "step_seconds",
+            "The last step's time",
+            "kind",
+            {"predicted": stats.predicted_step_seconds, "measured": stats.measured_step_seconds},
+        )
+        yield GaugeMetricFamily(
+            "coserve_step_error_median",
+            "Median of |predicted / measured - 1| of recent steps",
+            value=stats.step_error_median,
+        )
+        yield _histogram("ttft_seconds", "Time to first token", stats.ttft)
+        yield _histogram("itl_seconds", "Inter-token latency", stats.itl)
+
+
+def _uses(stats: EngineStats) -> dict[str, float]:
+    return {
+        "inference": stats.inference_seconds,
+        "training": stats.training_seconds,
+        "idle": stats.idle_seconds,
+    }
+
+
+def _counter(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+    family = CounterMetricFamily(f"coserve_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _gauge(name: str, text: str, label: str, values: dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"coserve_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    """`counts` are those of the buckets between the bounds; Prometheus wants running totals up to +Inf."""
+    buckets = []
+    total = 0
+    bounds = [*histogram.bounds, math.inf]
+    for bound, count in zip(bounds, histogram.counts, strict=False):
+        total += count
+        buckets.append(("+Inf" if math.isinf(bound) else str(bound), total))
+    if buckets and buckets[-1][0] != "+Inf":
+        buckets.append(("+Inf", total))
+    family = HistogramMetricFamily(f"coserve_{name}", text)
+    family.add_metric([], buckets, sum_value=histogram.sum)
+    return family
+
+
+class Counted:
+    """Middleware: counts requests by method, route and status; gives each an id that a client can quote."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics):
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        status = GONE
+        request_id = f"req_{secrets.token_hex(12)}".encode()
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
+            await send(message)
+
+        self.metrics.http_running.inc()
+        try:
+            await self.app(scope, receive, sending)
+        finally:
+            self.metrics.http_running.dec()
+            route = getattr(scope.get("route"), "path", "unknown")  # the pattern, not what was asked for
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.http_requests.labels(method, route, status).inc()

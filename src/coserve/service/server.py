@@ -1,0 +1,206 @@
+"""The server: a port, a loop in a thread of its own, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from coserve.errors import CoserveError
+from coserve.service.app import create_app
+from coserve.service.jobs import Training
+from coserve.service.service import Service
+from coserve.service.settings import Settings
+
+if TYPE_CHECKING:
+    from coserve.engine import Engine, EngineConfig
+
+BACKLOG = 2048
+
+
+class AddressError(CoserveError):
+    """The server cannot listen where it was told to."""
+
+    code = "address_unavailable"
+
+
+class Server:
+    """Serves one engine over HTTP in a background thread, so that the caller's thread is free for a display.
+
+        server = Server(settings, lambda: Engine.from_pretrained("builtin"))
+        server.start()          # returns when requests are answered
+        print(server.url, server.new_key)
+        server.wait()           # until request_stop(), stop() or a failure
+        server.stop()           # lets running replies end, keeps running jobs for the next start
+
+    `url`, `engine` and `new_key` (the key made at first start, else None; show it once) hold from `start` on.
+    """
+
+    engine: Engine
+    url: str
+    new_key: str | None
+
+    def __init__(self, settings: Settings, engine_factory: Callable[[], Engine], *, training: Training | None = None):
+        self._settings = settings
+        self._engine_factory = engine_factory
+        self._training = training
+        self._thread: threading.Thread | None = None
+        self._uvicorn: uvicorn.Server | None = None
+        self._ready = threading.Event()
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+
+    def start(self) -> None:
+        """Take the port, load the engine, serve.
+
+        Raises: `AddressError` if the port is taken (before anything is loaded); `DatabaseError`, `Conflict`;
+        whatever the engine's factory raises.
+        """
+        listener = listen(self._settings.host, self._settings.port)
+        try:
+            self._settings.make_directories()
+            self.engine = self._engine_factory()
+        except BaseException:
+            listener.close()
+            raise
+        host, port = listener.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = create_app(self.engine, self._settings, training=self._training)
+        config = uvicorn.Config(
+            app,
+            lifespan="off",  # `_serve` opens the service itself: uvicorn would swallow what goes wrong
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=65,
+            timeout_graceful_shutdown=max(1, round(self._settings.drain_seconds)),
+            backlog=BACKLOG,
+        )
+        self._uvicorn = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._run, args=(config, app.state.service, listener), name="coserve-http", daemon=True
+        )
+        self._thread.start()
+        self._ready.wait()
+        if self._failure is not None:
+            self.stop()
+            raise self._failure
+
+    def _run(self, config: uvicorn.Config, service: Service, listener: socket.socket) -> None:
+        try:
+            with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+                runner.run(self._serve(service, listener))
+        except BaseException as error:
+            self._failure = error
+        finally:
+            listener.close()
+            self._ready.set()
+            self._stopping.set()
+
+    async def _serve(self, service: Service, listener: socket.socket) -> None:
+        assert self._uvicorn is not None
+        async with service:
+            self.new_key = service.new_key
+            serving = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
+            while not self._uvicorn.started and not serving.done():
+                await asyncio.sleep(0.005)
+            self._ready.set()
+            await serving
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is time to stop; False if `timeout` seconds passed before."""
+        return self._stopping.wait(timeout)
+
+    def request_stop(self) -> None:
+        """Make `wait` return. Safe in a signal handler."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Accept nothing new, let running replies end for `drain_seconds`, then stop the engine. Idempotent.
+
+        Jobs stay "running" in the database: the next start goes on with them.
+        """
+        self._stopping.set()
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            self.engine.shutdown()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises `AddressError`."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise AddressError(f"Cannot listen on {host}: {error.strerror or error}.") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise AddressError(
+                f"Port {port} on {host} is taken by another program. Stop it, or choose another with --port."
+            ) from None
+        raise AddressError(f"Cannot listen on {host}, port {port}: {error.strerror or error}.") from None
+    return listener
+
+
+def run_server(
+    settings: Settings,
+    model: str | Path = "builtin",
+    *,
+    dtype: str = "auto",
+    name: str | None = None,
+    config: EngineConfig | None = None,
+    on_ready: Callable[[Server], None] | None = None,
+) -> None:
+    """Load a model and serve it until SIGTERM or Ctrl-C: `serve` with the real engine."""
+
+    def load() -> Engine:
+        from coserve.engine import Engine
+
+        return Engine.from_pretrained(model, home=settings.directory, dtype=dtype, name=name, config=config)
+
+    serve(Server(settings, load), on_ready=on_ready)
+
+
+def serve(server: Server, *, on_ready: Callable[[Server], None] | None = None) -> None:
+    """Run a server until SIGTERM or Ctrl-C; `on_ready` is called once it answers. For the main thread."""
+    with stopping_on_signals(server):
+        server.start()
+        try:
+            if on_ready is not None:
+                on_ready(server)
+            server.wait()
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def stopping_on_signals(server: Server) -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT ask the server to stop; a second one has its usual effect."""
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, _frame: object) -> None:
+        signal.signal(number, previous[number])
+        server.request_stop()
+
+    for wanted in (signal.SIGTERM, signal.SIGINT):
+        previous[wanted] = signal.signal(wanted, ask)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

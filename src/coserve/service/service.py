@@ -1,0 +1,89 @@
+"""What the routes share: the engine, the database, the keys, the jobs; opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from coserve.errors import ModelNotFound
+from coserve.service.auth.keys import KeyRing, open_key_ring
+from coserve.service.database import Database, sqlite_url
+from coserve.service.ids import now
+from coserve.service.jobs import Jobs, Training
+from coserve.service.lock import HomeLock
+from coserve.service.mailbox import Mailbox
+from coserve.service.metrics import Metrics
+from coserve.service.settings import Settings
+
+if TYPE_CHECKING:
+    from coserve.engine import Engine
+
+T = TypeVar("T")
+INLINE_CHARACTERS = 8_000  # up to here a prompt is encoded faster than a thread could take it over
+
+
+class Service:
+    """Everything behind the routes. Use it as `async with service:` on the loop that serves.
+
+    `new_key` is the API key made at first start, to be shown once; None if there are keys already.
+    """
+
+    keys: KeyRing
+    mailbox: Mailbox
+    database: Database
+    jobs: Jobs
+
+    def __init__(self, engine: Engine, settings: Settings, training: Training | None = None):
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine)
+        self.started_at = now()
+        self.new_key: str | None = None
+        self.sampling_defaults = sampling_defaults(engine)
+        self._training = training
+        self._open = AsyncExitStack()
+
+    async def __aenter__(self) -> Service:
+        """Raises: `DatabaseError`, `Conflict` if the home directory is in use."""
+        async with AsyncExitStack() as stack:
+            self.settings.make_directories()
+            home = self.settings.directory
+            lock = HomeLock(home)
+            lock.acquire()
+            stack.callback(lock.release)
+            self.database = Database(self.settings.database_url or sqlite_url(home / "coserve.db"))
+            await self.database.open()
+            stack.push_async_callback(self.database.close)
+            self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
+            self.mailbox = Mailbox(asyncio.get_running_loop())
+            training = self._training or Training.real()
+            self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training)
+            await self.jobs.open()
+            stack.push_async_callback(self.jobs.close)
+            self._open = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
+
+    def check_model(self, name: str) -> None:
+        """Raises `ModelNotFound` unless `name` is served."""
+        if name not in self.engine.models():
+            raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
+
+    async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
+        """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""
+        if size <= INLINE_CHARACTERS:
+            return work(*args)
+        return await asyncio.to_thread(work, *args)
+
+
+def sampling_defaults(engine: Engine) -> dict[str, Any]:
+    """What the model's `generation_config.json` says for requests that do not say it themselves."""
+    config = getattr(engine, "generation_config", None)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    values = {name: getattr(config, name, None) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -1,0 +1,398 @@
+"""One micro-batch's forward and backward, cut into slices.
+
+Forward: a prefill whose layer inputs are kept. Its rows ride in the engine's batches, or go through the layers a slice
+at a time; either way without gradients, through the same code as inference.
+
+Backward: for one layer at a time, last to first, from its stored input (activation checkpointing, Chen et al., 2016).
+Everything but the attention core is per row, so a layer is five stages, each cut as small as the slack demands:
+
+    project   rows    norm, QKV, RoPE, with a graph from the layer's input to q, k, v
+    attend    units   attention of some heads of some sequences
+    finish    rows    recompute the output projection and the MLP; gradients of them, of attention, of the residual
+    unattend  units   gradients of q, k, v
+    unproject rows    gradients of QKV and of the layer's input
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coserve.engine import Ride, Slice
+from coserve.engine.batch import Batch
+from coserve.kernels import KVCache, LoraLayer, LoraRows
+from coserve.models.cost import ModelCost
+from coserve.models.decoder import Decoder, DecoderLayer
+from coserve.roofline import Estimator, Work
+from coserve.training.attention import Attended, attention, attention_backward
+from coserve.training.microbatch import IGNORED, MicroBatch
+from coserve.training.stages import Stage, Stages
+
+_ROW_STEP = 16  # rows of the smallest slice
+_CHUNK_ROWS = 512  # rows of the largest
+_HEAD_ROWS = 128  # rows whose logits are held at once
+_UNIT_SCORES = 1 << 20  # attention scores of a unit: heads * length^2 * sequences
+
+AdapterLayers = Callable[[int], Sequence[LoraLayer]]  # row of the micro-batch at which the adapter's input starts
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a pass runs on: a model, KV blocks set aside for training, and the cost model that cuts slices."""
+
+    decoder: Decoder
+    cache: KVCache
+    blocks: Sequence[int]
+    estimator: Estimator
+    cost: ModelCost
+
+
+class Workspace:
+    """Buffers for passes of up to `rows` rows; used by one pass at a time."""
+
+    def __init__(self, decoder: Decoder, rows: int):
+        c, dtype = decoder.config, decoder.dtype
+        q, kv = c.num_attention_heads, c.num_key_value_heads
+        self.rows = rows
+        self.inputs = torch.empty(c.num_hidden_layers + 1, rows, c.hidden_size, dtype=dtype)
+        self.grad = torch.empty(rows, c.hidden_size, dtype=dtype)
+        self.q, self.dq = (torch.empty(rows, q, c.head_dim, dtype=dtype) for _ in range(2))
+        self.k, self.v, self.dk, self.dv = (torch.empty(rows, kv, c.head_dim, dtype=dtype) for _ in range(4))
+        self.attended, self.dattended = (torch.empty(rows, q * c.head_dim, dtype=dtype) for _ in range(2))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Attention of heads [first_head, last_head) (of the KV heads) over sequences of about one length.
+
+    index: int64 [sequences, longest] rows, padded with the last row; valid: the places in it that are not padding.
+    """
+
+    index: Tensor
+    valid: Tensor
+    first_head: int
+    last_head: int
+
+    @property
+    def pairs(self) -> int:
+        return self.index.shape[0] * self.index.shape[1] ** 2
+
+    def heads(self, group: int = 1) -> slice:
+        """The unit's KV heads; with `group` query heads to each, its query heads."""
+        return slice(self.first_head * group, self.last_head * group)
+
+    def share(self, kv_heads: int) -> float:
+        return (self.last_head - self.first_head) / kv_heads
+
+
+def attention_units(micro: MicroBatch, kv_heads: int, group: int) -> list[Unit]:
+    """Cut a micro-batch's attention: short sequences together, long ones a few heads at a time."""
+    by_length = sorted(range(len(micro.starts) - 1), key=lambda i: micro.lengths()[i])
+    lengths = micro.lengths()
+    runs: list[list[int]] = []
+    for i in by_length:
+        longest = lengths[i]
+        fits = runs and (len(runs[-1]) + 1) * longest**2 * kv_heads * group <= _UNIT_SCORES
+        # Not with much shorter ones: padding costs as much as rows.
+        if fits and lengths[runs[-1][0]] * 2 >= longest:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    units = []
+    for run in runs:
+        longest = lengths[run[-1]]
+        offsets = torch.arange(longest)
+        count = torch.tensor([lengths[i] for i in run]).unsqueeze(1)
+        start = torch.tensor([micro.starts[i] for i in run]).unsqueeze(1)
+        index = start + torch.minimum(offsets, count - 1)
+        heads = max(1, min(kv_heads, _UNIT_SCORES // (len(run) * longest**2 * group)))
+        for first in range(0, kv_heads, heads):
+            units.append(Unit(index, offsets < count, first, min(first + heads, kv_heads)))
+    return units
+
+
+class Pass:
+    """Forward, loss, and (if `train`) backward of one micro-batch; gradients land in the trained parameters.
+
+    `adapter(row)` gives the trained adapter's layers for inputs that start at a row; None where the model's own
+    weights are trained. `scale` multiplies the summed loss (one over the targets of the whole batch).
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        micro: MicroBatch,
+        workspace: Workspace,
+        *,
+        adapter: AdapterLayers | None,
+        scale: float,
+        train: bool = True,
+    ):
+        self.m, self.micro, self.w = machine, micro, workspace
+        self.adapter, self.scale, self.train = adapter, scale, train
+        self.loss_sum = 0.0
+        self.correct = 0
+        self.learnt = torch.nonzero(micro.labels != IGNORED).flatten()
+        self._row = 0  # rows that have been through all layers
+        self._chunk: Stages | None = None  # rows that are on their way through them
+        c = machine.decoder.config
+        self._group = c.num_attention_heads // c.num_key_value_heads
+        self._units: list[Unit] = []
+        self._rest = Stages(self._after_forward(), machine.estimator)
+
+    # ---- what the engine sees ---------------------------------------------------------------------------------
+
+    def ride(self, max_rows: int) -> Ride | None:
+        """Rows that may go along in the engine's next batch."""
+        if self._chunk is not None or self._row >= self.micro.rows:
+            return None
+        first, last = self._row, min(self.micro.rows, self._row + max_rows)
+        segments = self.micro.segments(first, last, self.adapter(first) if self.adapter else None)
+
+        def keep(layer: int, x: Tensor) -> None:
+            self.w.inputs[layer, first:last] = x
+
+        def done() -> None:
+            self._row = last
+
+        return Ride(segments, keep, done)
+
+    def next_slice(self, seconds: float) -> Slice | None:
+        """None when the pass is complete."""
+        while self._row < self.micro.rows:
+            chunk = self._chunk or self._start_chunk(seconds)
+            piece = chunk.next_slice(seconds)
+            if piece is not None:
+                return self._begun(chunk, piece)
+            self._chunk = None
+        return self._rest.next_slice(seconds)
+
+    # ---- forward ----------------------------------------------------------------------------------------------
+
+    def _begun(self, chunk: Stages, piece: Slice) -> Slice:
+        """The chunk is taken only when a piece of it runs; until then its rows may still ride."""
+
+        def run() -> None:
+            self._chunk = chunk
+            piece.run()
+
+        return Slice(piece.kind, piece.rows, piece.work, run)
+
+    def _start_chunk(self, seconds: float) -> Stages:
+        """As many rows as one layer takes in `seconds`, for all layers."""
+        first, left, rows = self._row, self.micro.rows - self._row, _ROW_STEP
+        while rows < min(left, _CHUNK_ROWS) and self._layer_seconds(2 * rows) <= seconds:
+            rows *= 2
+        rows = min(left, _CHUNK_ROWS) if seconds == math.inf else min(left, rows)
+        return Stages(self._forward_stage(first, first + rows), self.m.estimator)
+
+    def _layer_seconds(self, rows: int) -> float:
+        return self.m.estimator.seconds("train-forward", rows, self.m.cost.layer(rows))
+
+    def _forward_stage(self, first: int, last: int) -> Iterator[Stage]:
+        decoder, inputs = self.m.decoder, self.w.inputs
+        adapter = self.adapter(first) if self.adapter else None
+        batch = Batch.of(self.micro.segments(first, last, adapter))
+        inputs[0, first:last] = F.embedding(batch.token_ids, decoder.embed).detach()
+
+        def run(layer: int, end: int) -> None:
+            with torch.inference_mode():
+                x = inputs[layer, first:last]
+                for index in range(layer, end):
+                    loras = [LoraRows(0, last - first, adapter[index])] if adapter else []
+                    x = decoder.layers[index].forward(x, batch.layout, self.m.cache, decoder.rope, loras)
+                    inputs[index + 1, first:last] = x
+            if end == len(decoder.layers):
+                self._row = last
+
+        def work(layer: int, end: int) -> Work:
+            one = self.m.cost.layer(last - first, batch.pairs, batch.context)
+            return Work((end - layer) * one.bytes, (end - layer) * one.flops)
+
+        yield Stage("train-forward", len(decoder.layers), run, work, rows=lambda a, b: last - first)
+
+    # ---- loss -------------------------------------------------------------------------------------------------
+
+    def _after_forward(self) -> Iterator[Stage]:
+        if self.train:
+            self.w.grad[: self.micro.rows] = 0
+            config = self.m.decoder.config
+            self._units = attention_units(self.micro, config.num_key_value_heads, self._group)
+        head = self.m.cost.head
+        yield Stage(
+            "train-head",
+            len(self.learnt),
+            self._loss,
+            lambda a, b: Work(head(b - a).bytes * 2, head(b - a).flops * 2),
+            step=_ROW_STEP,
+            most=_HEAD_ROWS,
+        )
+        if self.train:
+            for layer in reversed(self.m.decoder.layers):
+                yield from self._backward(layer)
+            if self.adapter is None:
+                yield Stage("train-embed", 1, self._embedding, lambda a, b: Work(self.w.grad.nbytes, 0))
+
+    def _loss(self, first: int, last: int) -> None:
+        rows = self.learnt[first:last]
+        labels = self.micro.labels[rows]
+        with torch.set_grad_enabled(self.train):
+            x = self.w.inputs[-1].index_select(0, rows).requires_grad_(self.train)
+            logits = self.m.decoder.logits(x).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            if self.train:
+                (loss * self.scale).backward()
+                self.w.grad[rows] = _grad(x)
+        self.loss_sum += float(loss.detach())
+        self.correct += int((logits.detach().argmax(-1) == labels).sum())
+
+    def _embedding(self, first: int, last: int) -> None:
+        embed, rows = self.m.decoder.embed, self.micro.rows
+        with torch.enable_grad():
+            F.embedding(self.micro.tokens, embed).backward(self.w.grad[:rows])
+
+    # ---- backward of one layer --------------------------------------------------------------------------------
+
+    def _backward(self, layer: DecoderLayer) -> Iterator[Stage]:
+        state = _LayerBackward(self, layer)
+        rows, cost, units = self.micro.rows, self.m.cost, self._units
+        qkv = cost.layer_weights - cost.mlp_weights
+
+        def of_rows(kind: str, run: Callable[[int, int], None], weights: int, times: int) -> Stage:
+            def work(first: int, last: int) -> Work:
+                return Work(times * cost.itemsize * weights, 2 * times * (last - first) * weights)
+
+            return Stage(kind, rows, run, work, step=_ROW_STEP, most=_CHUNK_ROWS)
+
+        def of_units(kind: str, run: Callable[[int, int], None], times: float) -> Stage:
+            def pairs(first: int, last: int) -> float:
+                heads = self.m.decoder.config.num_key_value_heads
+                return sum(unit.pairs * unit.share(heads) for unit in units[first:last])
+
+            def work(first: int, last: int) -> Work:
+                return Work(0, 2 * times * pairs(first, last) * cost.attention_width)
+
+            return Stage(kind, len(units), run, work, rows=lambda a, b: max(1, int(pairs(a, b)) >> 8))
+
+        yield of_rows("train-project", state.project, qkv, 1)
+        yield of_units("train-attend", state.attend, 1)
+        yield of_rows("train-finish", state.finish, cost.mlp_weights, 2)
+        yield of_units("train-unattend", state.unattend, 2.5)
+        # The graphs of `project` are gone back through as they were cut.
+        yield Stage(
+            "train-unproject",
+            len(state.projected),
+            state.unproject,
+            lambda a, b: Work(cost.itemsize * qkv, 2 * qkv * state.projected_rows(a, b)),
+            rows=state.projected_rows,
+            most=1,
+        )
+
+
+@dataclass(frozen=True)
+class _Projected:
+    """The graph from some rows' input to their q, k and v."""
+
+    first: int
+    last: int
+    x: Tensor
+    qkv: tuple[Tensor, Tensor, Tensor]
+
+
+class _LayerBackward:
+    """The backward of one layer: the five stages, and the graphs that live between them.
+
+    On entry `w.grad` holds the gradient of the layer's output; at the end, of its input.
+    """
+
+    def __init__(self, owner: Pass, layer: DecoderLayer):
+        self.p, self.w, self.layer = owner, owner.w, layer
+        self.projected: list[_Projected] = []
+        self._attended: list[Attended] = []
+        # Nothing below the first layer is trained when it is an adapter that is.
+        self._wants_input = layer.index > 0 or owner.adapter is None
+
+    def projected_rows(self, first: int, last: int) -> int:
+        return sum(p.last - p.first for p in self.projected[first:last])
+
+    def _input(self, first: int, last: int) -> Tensor:
+        return self.w.inputs[self.layer.index, first:last].detach().requires_grad_(self._wants_input)
+
+    def _loras(self, first: int, last: int) -> list[LoraRows]:
+        if self.p.adapter is None:
+            return []
+        return [LoraRows(0, last - first, self.p.adapter(first)[self.layer.index])]
+
+    def project(self, first: int, last: int) -> None:
+        w, rope = self.w, self.p.m.decoder.rope
+        positions = self._positions(first, last)
+        with torch.enable_grad():
+            x = self._input(first, last)
+            qkv = self.layer.project_qkv(x, self._loras(first, last))
+            q, k, v = self.layer.split_heads(qkv, rope[0][positions], rope[1][positions])
+        with torch.no_grad():
+            w.q[first:last], w.k[first:last], w.v[first:last] = q, k, v
+        self.projected.append(_Projected(first, last, x, (q, k, v)))
+
+    def _positions(self, first: int, last: int) -> Tensor:
+        starts = torch.tensor(self.p.micro.starts)
+        rows = torch.arange(first, last)
+        return rows - starts[torch.searchsorted(starts, rows, right=True) - 1]
+
+    def attend(self, first: int, last: int) -> None:
+        w, group, dim = self.w, self.p._group, self.w.q.shape[2]
+        with torch.no_grad():
+            for unit in self.p._units[first:last]:
+                heads, wide = unit.heads(), unit.heads(group)
+                q, k, v = (
+                    t.transpose(1, 2) for t in (w.q[unit.index, wide], w.k[unit.index, heads], w.v[unit.index, heads])
+                )
+                out, saved = attention(q, k, v, self.layer.window)
+                w.attended.view(w.rows, -1, dim)[unit.index[unit.valid], wide] = out.transpose(1, 2)[unit.valid]
+                self._attended.append(saved)
+
+    def finish(self, first: int, last: int) -> None:
+        w = self.w
+        with torch.enable_grad():
+            x = self._input(first, last)
+            attended = w.attended[first:last].detach().requires_grad_()
+            out = self.layer.finish(x, attended, self._loras(first, last), gradient_only=True)
+            out.backward(w.grad[first:last].clone())
+        w.dattended[first:last] = _grad(attended)
+        if self._wants_input:
+            w.grad[first:last] = _grad(x)
+
+    def unattend(self, first: int, last: int) -> None:
+        w, group, dim = self.w, self.p._group, self.w.q.shape[2]
+        with torch.no_grad():
+            for number in range(first, last):
+                unit = self.p._units[number]
+                heads, wide, rows = unit.heads(), unit.heads(group), unit.index[unit.valid]
+                grad = w.dattended.view(w.rows, -1, dim)[unit.index, wide]
+                grad[~unit.valid] = 0
+                dq, dk, dv = attention_backward(self._attended[number], grad.transpose(1, 2))
+                w.dq[rows, wide] = dq.transpose(1, 2)[unit.valid]
+                w.dk[rows, heads] = dk.transpose(1, 2)[unit.valid]
+                w.dv[rows, heads] = dv.transpose(1, 2)[unit.valid]
+
+    def unproject(self, first: int, last: int) -> None:
+        w = self.w
+        for piece in self.projected[first:last]:
+            rows = slice(piece.first, piece.last)
+            wanted = [(t, g[rows]) for t, g in zip(piece.qkv, (w.dq, w.dk, w.dv), strict=True) if t.requires_grad]
+            if wanted:
+                torch.autograd.backward([t for t, _ in wanted], [g for _, g in wanted])
+            if self._wants_input:
+                w.grad[rows] += _grad(piece.x)
+
+
+def _grad(leaf: Tensor) -> Tensor:
+    """What a backward has just left on a leaf."""
+    if leaf.grad is None:
+        raise RuntimeError("the backward did not reach this tensor")
+    return leaf.grad

@@ -1,0 +1,225 @@
+"""The engine's promises: the same tokens in any company, limits, cancellation, and a fair end for every request."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from coserve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
+from tests.tiny import tiny_checkpoint
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def engine(request, checkpoint):
+    with Engine.from_pretrained(checkpoint, dtype=request.param, name="tiny") as engine:
+        yield engine
+
+
+@pytest.fixture
+def small(checkpoint):
+    """An engine with hardly any KV cache."""
+    config = EngineConfig(kv_cache_tokens=160, max_batch_tokens=32, max_num_seqs=4, train_tokens=64)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        yield engine
+
+
+def prompt(n: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(torch.randint(3, 400, (n,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def tokens(outputs) -> list[int]:
+    return [o.token_id for o in outputs]
+
+
+class Collector:
+    """Gathers one request's outputs from the engine's thread."""
+
+    def __init__(self, engine: Engine, ids, params=GREEDY, model="tiny"):
+        self.request = Request(tuple(ids), params, model)
+        self.outputs: list[Output] = []
+        self.done = threading.Event()
+        engine.submit(self.request, self.take)
+
+    def take(self, output: Output) -> None:
+        self.outputs.append(output)
+        if output.finish_reason:
+            self.done.set()
+
+    def wait(self) -> list[Output]:
+        assert self.done.wait(60)
+        return self.outputs
+
+
+def test_greedy_tokens_equal_transformers_generate(checkpoint):
+    oracle = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = prompt(70)
+    wanted = oracle.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=24, min_new_tokens=24, eos_token_id=None
+    )[0, len(ids) :].tolist()
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny") as engine:
+        assert tokens(engine.generate(ids, GREEDY)) == wanted
+
+
+def test_greedy_tokens_are_the_same_alone_and_in_any_company(engine):
+    prompts = [prompt(n, seed) for seed, n in enumerate((1, 5, 40, 97, 300, 3, 64, 17))]
+    alone = [tokens(engine.generate(p, GREEDY)) for p in prompts]
+    for _ in range(3):
+        crowd = [Collector(engine, p) for p in prompts]
+        assert [tokens(c.wait()) for c in crowd] == alone
+
+
+def test_preempted_requests_give_the_same_tokens(small):
+    prompts = [prompt(30, seed) for seed in range(4)]
+    alone = [tokens(small.generate(p, GREEDY)) for p in prompts]
+    crowd = [Collector(small, p) for p in prompts]
+    assert [tokens(c.wait()) for c in crowd] == alone
+    assert small.stats().preemptions > 0
+    assert small.stats().kv_blocks_used == 0
+
+
+def test_a_seed_gives_the_same_tokens_again_in_any_company(engine):
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=7, max_tokens=20, ignore_eos=True)
+    first = tokens(engine.generate(prompt(12), params))
+    company = [Collector(engine, prompt(30, s)) for s in range(5)]
+    assert tokens(engine.generate(prompt(12), params)) == first
+    for other in company:
+        other.wait()
+
+
+def test_usage_counts_and_finish_reason_at_max_tokens(engine):
+    outputs = list(engine.generate(prompt(9), GREEDY))
+    assert [o.completion_tokens for o in outputs] == list(range(1, 25))
+    assert {o.prompt_tokens for o in outputs} == {9}
+    assert [o.finish_reason for o in outputs] == [None] * 23 + ["length"]
+
+
+def test_a_stop_token_ends_and_is_not_part_of_the_text(engine):
+    free = list(engine.generate(prompt(9), GREEDY))
+    stop = free[10].token_id
+    first = tokens(free).index(stop)
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=(stop,))
+    outputs = list(engine.generate(prompt(9), params))
+    assert outputs[-1].finish_reason == "stop" and len(outputs) == first + 1
+    assert "".join(o.text for o in outputs) == engine.tokenizer.decode(tokens(outputs)[:-1])
+
+
+def test_a_stop_string_ends_and_is_not_part_of_the_text(engine):
+    text = "".join(o.text for o in engine.generate(prompt(9), GREEDY))
+    stop = text[5:8]
+    params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop=(stop,))
+    outputs = list(engine.generate(prompt(9), params))
+    assert outputs[-1].finish_reason == "stop"
+    assert "".join(o.text for o in outputs) == text[: text.index(stop)]
+
+
+def test_cancel_ends_a_request_and_frees_its_blocks(engine):
+    started, ended = queue.Queue(), threading.Event()
+
+    def take(output: Output) -> None:
+        started.put(output)
+        if output.finish_reason:
+            ended.set()
+
+    request = Request(prompt(20), SamplingParams(temperature=0, ignore_eos=True), "tiny")
+    engine.submit(request, take)
+    started.get(timeout=20)
+    engine.cancel(request.id)
+    assert ended.wait(20)
+    while not started.empty():
+        last = started.get()
+    assert last.finish_reason == "cancelled"
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_leaving_the_loop_early_cancels(engine):
+    before = engine.stats().requests_cancelled
+    for _ in engine.generate(prompt(5), SamplingParams(ignore_eos=True)):
+        break
+    list(engine.generate(prompt(5), GREEDY))  # a later request: the cancellation has been seen by now
+    assert engine.stats().requests_cancelled == before + 1
+
+
+def test_what_can_never_fit_is_refused_at_once(small):
+    for ids, params in [
+        (prompt(161), GREEDY),
+        (prompt(140), SamplingParams(max_tokens=30)),
+        (prompt(160), SamplingParams()),
+    ]:
+        with pytest.raises(ContextLengthExceeded, match="context is 160 tokens"):
+            list(small.generate(ids, params))
+
+
+def test_bad_requests_are_refused_with_what_would_be_right(engine):
+    with pytest.raises(ModelNotFound, match=r"nope.*tiny"):
+        list(engine.generate(prompt(3), GREEDY, model="nope"))
+    with pytest.raises(InvalidRequest, match="empty"):
+        list(engine.generate([], GREEDY))
+    with pytest.raises(InvalidRequest, match="token id"):
+        list(engine.generate([10**6], GREEDY))
+
+
+def test_a_full_queue_refuses(checkpoint):
+    config = EngineConfig(max_waiting=2, max_num_seqs=1, kv_cache_tokens=256)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        params = SamplingParams(max_tokens=100, ignore_eos=True)
+        crowd: list[Collector] = []
+
+        def flood() -> None:
+            for _ in range(8):
+                crowd.append(Collector(engine, prompt(20), params))
+
+        with pytest.raises(Unavailable, match="queue is full"):
+            flood()
+        for one in crowd:
+            one.wait()
+
+
+def test_a_callback_that_raises_does_not_stop_the_engine(engine):
+    def broken(output: Output) -> None:
+        raise RuntimeError("a caller's bug")
+
+    engine.submit(Request(prompt(3), GREEDY, "tiny"), broken)
+    assert len(list(engine.generate(prompt(9), GREEDY))) == 24
+
+
+def test_shutdown_ends_what_is_running(checkpoint):
+    engine = Engine.from_pretrained(checkpoint, dtype="float32", name="tiny")
+    one = Collector(engine, prompt(5), SamplingParams(ignore_eos=True))
+    engine.shutdown()
+    assert one.wait()[-1].finish_reason in ("cancelled", "length")
+    with pytest.raises(Unavailable):
+        list(engine.generate(prompt(3), GREEDY))
+
+
+def test_logprobs_are_the_log_softmax_of_transformers(checkpoint):
+    oracle = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = prompt(11)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny") as engine:
+        outputs = list(engine.generate(ids, SamplingParams(temperature=0, max_tokens=4, logprobs=3)))
+    with torch.no_grad():
+        logits = oracle(torch.tensor([[*ids, *tokens(outputs)]])).logits[0, len(ids) - 1 : -1]
+    for output, row in zip(outputs, logits.log_softmax(-1), strict=True):
+        values, best = row.topk(3)
+        assert abs(output.logprob.logprob - row[output.token_id]) < 1e-4
+        assert [t for t, _, _ in output.logprob.top] == best.tolist()
+        assert torch.allclose(torch.tensor([v for _, _, v in output.logprob.top]), values, atol=1e-4)
+
+
+def test_predictions_are_compared_with_what_steps_took(engine):
+    list(engine.generate(prompt(9), GREEDY))
+    stats = engine.stats()
+    assert stats.predicted_step_seconds > 0 and stats.measured_step_seconds > 0
+    assert 0 < stats.step_error_median < 5
+    assert stats.mbu > 0

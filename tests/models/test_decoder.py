@@ -1,0 +1,101 @@
+"""Logits against transformers, for every family, RoPE scaling and way of cutting a prompt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from coserve.engine.batch import Batch, Segment
+from coserve.engine.blocks import blocks_for
+from coserve.models.decoder import Decoder
+from tests.tiny import tiny_checkpoint
+
+ROPES = {
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+CASES = [
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True}),
+    ("llama", {"attention_bias": True, "mlp_bias": True}),
+    ("llama", {"rope_scaling": ROPES["llama3"]}),
+    ("llama", {"rope_scaling": ROPES["linear"]}),
+    ("mistral", {}),
+    ("mistral", {"sliding_window": 24}),
+    ("qwen2", {"rope_scaling": ROPES["yarn"]}),
+    ("qwen2", {"tie_word_embeddings": True}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
+    ("qwen3", {}),
+    ("qwen3", {"rope_scaling": ROPES["yarn"]}),
+]
+LENGTHS = (61, 1, 33)
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda c: "-".join([c[0], *c[1]]))
+def both(request, tmp_path_factory):
+    family, overrides = request.param
+    path = tiny_checkpoint(tmp_path_factory.mktemp("model"), family, **overrides)
+    oracle = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return oracle, Decoder.from_directory(path, dtype=torch.float32)
+
+
+def prompts(vocab: int) -> list[list[int]]:
+    torch.manual_seed(3)
+    return [torch.randint(0, vocab, (n,)).tolist() for n in LENGTHS]
+
+
+def oracle_logits(oracle, prompt: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return oracle(torch.tensor([prompt])).logits[0]
+
+
+def all_logits(decoder: Decoder, segments: list[Segment], cache) -> torch.Tensor:
+    batch = Batch.of(segments)
+    with torch.inference_mode():
+        return decoder.logits(decoder.forward(batch.token_ids, batch.layout, cache)).clone()
+
+
+def tables(lengths) -> list[list[int]]:
+    out, first = [], 0
+    for n in lengths:
+        out.append(list(range(first, first + blocks_for(n))))
+        first += blocks_for(n)
+    return out
+
+
+def test_logits_of_a_batch_of_different_lengths_equal_transformers(both):
+    oracle, decoder = both
+    batch = prompts(decoder.config.vocab_size)
+    segments = [Segment("prefill", p, 0, blocks) for p, blocks in zip(batch, tables(LENGTHS), strict=True)]
+    logits = all_logits(decoder, segments, decoder.new_cache(20)).split(LENGTHS)
+    for prompt, ours in zip(batch, logits, strict=True):
+        assert (ours - oracle_logits(oracle, prompt)).abs().max() < 1e-4
+
+
+def test_logits_of_a_prompt_fed_in_chunks_equal_transformers(both):
+    oracle, decoder = both
+    prompt = prompts(decoder.config.vocab_size)[0]
+    cache, blocks, parts, start = decoder.new_cache(8), list(range(7, -1, -1)), [], 0
+    for length in (1, 16, 3, 30, 11):
+        segment = Segment("prefill", prompt[start : start + length], start, blocks)
+        parts.append(all_logits(decoder, [segment], cache))
+        start += length
+    assert (torch.cat(parts) - oracle_logits(oracle, prompt)).abs().max() < 1e-4
+
+
+def test_saved_weights_are_the_checkpoints_own(both):
+    oracle, decoder = both
+    wanted = {
+        k: v for k, v in oracle.state_dict().items() if k != "lm_head.weight" or not decoder.config.tie_word_embeddings
+    }
+    saved = decoder.state_dict()
+    assert saved.keys() == wanted.keys()
+    assert all(torch.equal(saved[name], wanted[name]) for name in wanted)

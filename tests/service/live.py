@@ -1,0 +1,34 @@
+"""A server in a process of its own, to be killed: `python -m tests.service.live MODEL HOME PORT`.
+
+With "fake" for MODEL the engine and the trainer are the tests' own.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from coserve.service import Server, Settings, serve
+
+KEY = "sk-cs-for-the-live-server"
+
+
+def main(model: str, home: str, port: str) -> None:
+    from tests.service.fake_engine import FakeEngine
+    from tests.service.fake_training import TRAINING
+
+    settings = Settings(home=Path(home), port=int(port), api_key=KEY, drain_seconds=1)
+    if model == "fake":
+        server = Server(settings, FakeEngine, training=TRAINING)
+    else:
+        import torch
+
+        from coserve.engine import Engine
+
+        torch.set_num_threads(1)
+        server = Server(settings, lambda: Engine.from_pretrained(model, home=Path(home), name="base"))
+    serve(server, on_ready=lambda server: print(server.url, flush=True))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

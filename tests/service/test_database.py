@@ -1,0 +1,89 @@
+"""The schema: the migrations make what the tables say, and a newer one is refused."""
+
+import asyncio
+import sqlite3
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import select
+
+from coserve.service.database import Database, DatabaseError, migrate, sqlite_url
+from coserve.service.ids import new_id, now
+from coserve.service.tables import FileRow, Table
+
+
+def open_and_close(path):
+    async def run():
+        database = Database(sqlite_url(path))
+        await database.open()
+        await database.close()
+
+    asyncio.run(run())
+
+
+def test_the_migrations_make_the_tables(tmp_path):
+    async def difference():
+        database = Database(sqlite_url(tmp_path / "db"))
+        await database.open()
+        async with database._engine.connect() as connection:
+            found = await connection.run_sync(lambda c: compare_metadata(MigrationContext.configure(c), Table.metadata))
+        await database.close()
+        return found
+
+    assert asyncio.run(difference()) == []
+
+
+def test_opening_twice_changes_nothing(tmp_path):
+    open_and_close(tmp_path / "db")
+    before = sqlite3.connect(tmp_path / "db").execute("select sql from sqlite_master").fetchall()
+    open_and_close(tmp_path / "db")
+    assert sqlite3.connect(tmp_path / "db").execute("select sql from sqlite_master").fetchall() == before
+
+
+def test_a_newer_schema_is_refused_in_one_clear_line(tmp_path):
+    open_and_close(tmp_path / "db")
+    with sqlite3.connect(tmp_path / "db") as connection:
+        connection.execute("update alembic_version set version_num = '9999'")
+    with pytest.raises(DatabaseError, match="written by a newer coserve") as caught:
+        open_and_close(tmp_path / "db")
+    assert "\n" not in caught.value.message
+
+
+def test_a_migration_that_is_cut_off_leaves_nothing(tmp_path, monkeypatch):
+    def cut_off(connection):
+        migrate(connection)
+        raise OSError("power failure")
+
+    monkeypatch.setattr("coserve.service.database.migrate", cut_off)
+    with pytest.raises(DatabaseError):
+        open_and_close(tmp_path / "db")
+    monkeypatch.undo()
+    assert sqlite3.connect(tmp_path / "db").execute("select * from sqlite_master").fetchall() == []
+    open_and_close(tmp_path / "db")
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path):
+    (tmp_path / "db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(DatabaseError, match="cannot be opened"):
+        open_and_close(tmp_path / "db")
+
+
+def test_writers_take_turns(tmp_path):
+    async def run():
+        database = Database(sqlite_url(tmp_path / "db"))
+        await database.open()
+
+        async def write(i: int) -> None:
+            async with database.write() as session:
+                await session.scalar(select(FileRow.seq))  # reading first is where SQLite would refuse
+                row = FileRow(id=new_id("file"), filename=str(i), purpose="x", bytes=i, created_at=now())
+                session.add(row)
+
+        await asyncio.gather(*(write(i) for i in range(30)))
+        async with database.read() as session:
+            names = list(await session.scalars(select(FileRow.filename).order_by(FileRow.seq)))
+        await database.close()
+        return names
+
+    assert asyncio.run(run()) == [str(i) for i in range(30)]

@@ -1,0 +1,63 @@
+"""The cost model: what it must always say, and that it learns from what it sees."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coserve import roofline
+from coserve.roofline import Chip, Correction, Estimator, Roofline, Work, load_or_measure_chip
+
+CHIP = Chip("c", "bfloat16", bandwidth=1e10, flops=1e12, efficiency=0.8, overlap=0.7)
+AMOUNT = st.floats(0, 1e12)
+
+
+@given(AMOUNT, AMOUNT, st.floats(1, 10))
+def test_more_of_anything_never_takes_less_time(bytes_, flops, more):
+    model, work = Roofline(CHIP), Work(bytes_, flops)
+    assert model.seconds(Work(bytes_ * more, flops)) >= model.seconds(work)
+    assert model.seconds(Work(bytes_, flops * more)) >= model.seconds(work)
+
+
+@given(AMOUNT, AMOUNT)
+def test_seconds_lie_between_full_overlap_and_none(bytes_, flops):
+    moving, computing = bytes_ / 8e9, flops / 1e12
+    seconds = Roofline(CHIP).seconds(Work(bytes_, flops))
+    assert max(moving, computing) * (1 - 1e-9) <= seconds <= (moving + computing) * (1 + 1e-9)
+
+
+def test_a_correction_learns_a_factor_of_two_and_forgives_an_outlier():
+    estimator, work = Estimator(Roofline(CHIP)), Work(1e8, 0)
+    plain = estimator.seconds("step", 4, work)
+    for _ in range(30):
+        estimator.observe("step", 4, work, 2 * plain)
+    assert estimator.seconds("step", 4, work) == pytest.approx(2 * plain, rel=0.01)
+    estimator.observe("step", 4, work, 100 * plain)
+    assert estimator.seconds("step", 4, work) < 2.3 * plain
+    assert estimator.seconds("another", 4, work) == plain
+
+
+def test_a_correction_is_interpolated_between_numbers_of_rows():
+    correction = Correction()
+    for rows, factor in ((1, 1.0), (16, 4.0)):
+        for _ in range(20):
+            correction.observe(rows, correction.factor(rows), factor)
+    assert correction.factor(4) == pytest.approx(2.0, rel=0.05)
+    assert correction.factor(1000) == pytest.approx(4.0, rel=0.05)
+
+
+def test_the_chip_is_measured_once_and_kept(tmp_path, monkeypatch):
+    file = tmp_path / "cache" / "chip.json"
+    first = load_or_measure_chip(file, torch.float32)
+    assert 1e9 < first.bandwidth < 1e13
+    assert 1e9 < first.flops < 1e14
+    monkeypatch.setattr(roofline, "measure_chip", lambda dtype: pytest.fail("measured again"))
+    assert load_or_measure_chip(file, torch.float32) == first
+    file.write_text("not json")
+    monkeypatch.setattr(roofline, "measure_chip", lambda dtype: CHIP)
+    assert load_or_measure_chip(file, torch.float32) == CHIP
+    assert json.loads(file.read_text())
