@@ -5,6 +5,7 @@ It is compiled for OpenMP but not linked to a runtime, so that its loops run on 
 """
 
 import platform
+from glob import glob
 
 from setuptools import Extension, setup
 
@@ -16,7 +17,7 @@ setup(
     ext_modules=[
         Extension(
             "coserve.kernels._native",
-            sources=["src/coserve/kernels/native/kernels.cpp"],
+            sources=sorted(glob("src/coserve/kernels/native/*.cpp")),
             extra_compile_args=FLAGS,
             optional=True,
         )

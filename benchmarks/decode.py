@@ -34,8 +34,8 @@ from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
 from benchmarks.options import benchmark_parser, positive
 from benchmarks.report import Row, medians, paired_ratio, print_table, progress, write_json
 from coserve.engine import Engine, Output, Request, SamplingParams
+from coserve.kernels.calibration import measure_bandwidth
 from coserve.models.cost import ModelCost
-from coserve.roofline import measure_bandwidth
 
 KEYS = ("model", "engine", "streams")
 OURS, THEIRS = "coserve", "transformers"

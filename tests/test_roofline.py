@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coserve import roofline
-from coserve.roofline import Chip, Correction, Estimator, Roofline, Work, load_or_measure_chip
+from coserve.roofline import Chip, Correction, Estimator, Roofline, Work
 
 CHIP = Chip("c", "bfloat16", bandwidth=1e10, flops=1e12, efficiency=0.8, overlap=0.7)
 AMOUNT = st.floats(0, 1e12)
@@ -48,16 +44,3 @@ def test_a_correction_is_interpolated_between_numbers_of_rows():
             correction.observe(rows, correction.factor(rows), factor)
     assert correction.factor(4) == pytest.approx(2.0, rel=0.05)
     assert correction.factor(1000) == pytest.approx(4.0, rel=0.05)
-
-
-def test_the_chip_is_measured_once_and_kept(tmp_path, monkeypatch):
-    file = tmp_path / "cache" / "chip.json"
-    first = load_or_measure_chip(file, torch.float32)
-    assert 1e9 < first.bandwidth < 1e13
-    assert 1e9 < first.flops < 1e14
-    monkeypatch.setattr(roofline, "measure_chip", lambda dtype: pytest.fail("measured again"))
-    assert load_or_measure_chip(file, torch.float32) == first
-    file.write_text("not json")
-    monkeypatch.setattr(roofline, "measure_chip", lambda dtype: CHIP)
-    assert load_or_measure_chip(file, torch.float32) == CHIP
-    assert json.loads(file.read_text())

@@ -9,23 +9,10 @@ doing its arithmetic. Real chips overlap the two imperfectly, so what is not hid
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
 import statistics
-import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-
-from coserve.kernels.native import library
-
-Format = str  # "bfloat16" or "float32", as PyTorch names them
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,7 @@ class Chip:
     """What the roofline sees of the hardware, for one number format."""
 
     name: str
-    format: Format
+    format: str  # of weights and arithmetic, as PyTorch names it; two names where they differ
     bandwidth: float  # bytes/s that a plain streaming read reaches
     flops: float  # FLOP/s that a large matrix product reaches
     efficiency: float = 1.0  # share of the bandwidth that the matrix kernels reach on few rows
@@ -130,88 +117,3 @@ class Estimator:
 
     def observe(self, kind: str, rows: int, work: Work, measured: float) -> None:
         self.corrections.setdefault(kind, Correction()).observe(rows, self.seconds(kind, rows, work), measured)
-
-
-def _best(run: Callable[[], object], seconds: float = 0.15, least: int = 3) -> float:
-    """Shortest time of repeated runs: what the chip can do when nothing else disturbs it."""
-    best, start, runs = math.inf, time.perf_counter(), 0
-    while runs < least or time.perf_counter() - start < seconds:
-        t = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - t)
-        runs += 1
-    return best
-
-
-def measure_bandwidth(megabytes: int = 256) -> float:
-    """Bytes/s of a streaming read by all of PyTorch's threads, from a buffer too large for any cache."""
-    buffer = torch.ones(megabytes << 17, dtype=torch.int64)
-    lib = library()
-    if lib is None:
-        return buffer.nbytes / _best(lambda: buffer.sum())
-    import ctypes
-
-    lib.coserve_stream_read.restype = ctypes.c_uint64
-    pointer, words = ctypes.c_void_p(buffer.data_ptr()), ctypes.c_int64(buffer.numel())
-    return buffer.nbytes / _best(lambda: lib.coserve_stream_read(pointer, words))
-
-
-def measure_chip(dtype: torch.dtype) -> Chip:
-    """Measure this machine in about a second: bandwidth, matrix FLOP/s, and how well the two overlap."""
-    bandwidth = measure_bandwidth()
-    with torch.inference_mode():
-        a = torch.randn(1024, 2048).to(dtype)
-        square = torch.randn(2048, 2048).to(dtype)
-        flops = 2 * 1024 * 2048 * 2048 / _best(lambda: F.linear(a, square))
-        weights = [torch.randn(4096, 2048).to(dtype) for _ in range(96 // (16 * dtype.itemsize // 2))]
-        volume = sum(w.nbytes for w in weights)
-
-        def pass_over(rows: int) -> float:
-            x = torch.randn(rows, 2048).to(dtype)
-            return _best(lambda: [F.linear(x, w) for w in weights])
-
-        moving, mixed, rows = pass_over(1), pass_over(32), 32
-    efficiency = min(1.0, volume / moving / bandwidth)
-    computing = 2 * rows * volume / dtype.itemsize / flops
-    hidden = (moving + computing - mixed) / min(moving, computing)
-    name = f"{platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
-    return Chip(
-        _cpu_name() or name,
-        str(dtype).removeprefix("torch."),
-        bandwidth,
-        flops,
-        efficiency,
-        min(1.0, max(0.0, hidden)),
-    )
-
-
-def _cpu_name() -> str:
-    """The processor's model, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return f"{model}, {torch.get_num_threads()} threads" if model else ""
-
-
-def load_or_measure_chip(cache: Path | None, dtype: torch.dtype) -> Chip:
-    """The chip as measured on an earlier start of the same machine and PyTorch, else measured now and kept."""
-    if cache is None:
-        return measure_chip(dtype)
-    key = f"{_cpu_name()}|{torch.get_num_threads()}|{torch.__version__}|{dtype}|{library() is not None}"
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if isinstance(known.get(key), dict):
-        try:
-            return Chip(**known[key])
-        except TypeError:
-            pass  # written by another version
-    chip = measure_chip(dtype)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({**known, key: asdict(chip)}, indent=1))
-    part.replace(cache)
-    return chip

@@ -157,7 +157,7 @@ def test_a_made_up_checkpoint_is_one_that_we_load(tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 600}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     write_checkpoint(tmp_path, SMOLLM2_135M_CONFIG | sizes | heads)
-    assert Decoder.from_directory(tmp_path).dtype == torch.bfloat16
+    assert Decoder.from_directory(tmp_path).weight_dtype == torch.bfloat16
     tokenizer = Tokenizer.from_directory(tmp_path)
     assert tokenizer.vocab_size == 600
     assert tokenizer.decode(tokenizer.encode("Grüße")) == "Grüße"

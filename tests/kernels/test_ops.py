@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from coserve.kernels import BLOCK_SIZE, KVCache, PagedLayout, linear, ops, reference
+from coserve.kernels import BLOCK_SIZE, KVCache, PagedLayout, ops, reference
 from coserve.kernels.native import library
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -117,19 +117,6 @@ def test_attention_of_a_row_is_the_same_to_the_bit_however_its_prompt_is_cut(dty
             parts.append(run(ops, (qkv[start : start + length], piece, cache, cos, sin), heads, kv_heads))
             start += length
         assert torch.equal(torch.cat(parts), whole)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "k"), [(192, 64), (576, 576), (1536, 576), (576, 1536), (2048, 8192)])
-def test_a_row_of_a_linear_is_the_same_to_the_bit_in_any_company(dtype, n, k):
-    torch.manual_seed(1)
-    weight, x = (torch.randn(n, k) / k**0.5).to(dtype), torch.randn(300, k).to(dtype)
-    whole = linear(x, weight)
-    for start, rows in [(0, 1), (1, 2), (5, 3), (9, 4), (3, 7), (8, 16), (20, 33), (40, 128), (0, 299)]:
-        assert torch.equal(linear(x[start : start + rows], weight), whole[start : start + rows]), (
-            start,
-            rows,
-        )
 
 
 def test_layout_of_mixed_segments():

@@ -35,6 +35,8 @@ CASES = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}),
     ("qwen3", {}),
     ("qwen3", {"rope_scaling": ROPES["yarn"]}),
+    ("llama", {"dtype": torch.bfloat16}),  # the checkpoint's; all compute in float32
+    ("qwen2", {"dtype": torch.bfloat16, "tie_word_embeddings": True}),
 ]
 LENGTHS = (61, 1, 33)
 
@@ -98,4 +100,21 @@ def test_saved_weights_are_the_checkpoints_own(both):
     }
     saved = decoder.state_dict()
     assert saved.keys() == wanted.keys()
-    assert all(torch.equal(saved[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(saved[name].float(), wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(("native", "runs_in"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bfloat16_checkpoints_run_in_what_the_machine_computes_natively(tmp_path, monkeypatch, native, runs_in):
+    path = tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
+    monkeypatch.setattr("coserve.models.dtype.computes_bfloat16", lambda: native)
+    decoder = Decoder.from_directory(path)
+    assert decoder.dtype == decoder.norm.dtype == runs_in
+    assert decoder.weight_dtype == torch.bfloat16  # widened in the product, not in memory
+    assert (decoder.cost.weight_bytes, decoder.cost.kv_bytes) == (2, runs_in.itemsize)
+
+
+def test_without_kernels_weights_take_the_format_of_the_arithmetic(tmp_path, monkeypatch):
+    path = tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
+    monkeypatch.setattr("coserve.models.dtype.kernel", lambda name, dtype: None)
+    assert Decoder.from_directory(path, dtype=torch.float32).weight_dtype == torch.float32
+    assert Decoder.from_directory(path).dtype == torch.bfloat16  # widening would double the memory

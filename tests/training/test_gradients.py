@@ -11,7 +11,6 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
 from coserve.engine.batch import Batch
-from coserve.models.cost import ModelCost
 from coserve.models.decoder import Decoder
 from coserve.roofline import Chip, Estimator, Roofline
 from coserve.training.attention import attention, attention_backward
@@ -33,7 +32,7 @@ def machine_for(decoder: Decoder, blocks: int = 32) -> Machine:
         decoder.new_cache(blocks),
         list(range(blocks)),
         Estimator(Roofline(chip)),
-        ModelCost.of(decoder.config, decoder.dtype.itemsize),
+        decoder.cost,
     )
 
 
@@ -58,11 +57,11 @@ def oracle_loss(model, batch: list[TrainSequence]) -> torch.Tensor:
     return loss / total
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2", "qwen3", "mistral-window"])
+@pytest.fixture(scope="module", params=["llama", "llama-bfloat16", "qwen2", "qwen3", "mistral-window"])
 def case(request, tmp_path_factory):
     """A model, PEFT on it with the same initial adapter (B not zero), and PEFT's gradients."""
-    family, _, window = request.param.partition("-")
-    overrides = {"sliding_window": 20} if window else {}
+    family, _, variant = request.param.partition("-")
+    overrides = {"window": {"sliding_window": 20}, "bfloat16": {"dtype": torch.bfloat16}}.get(variant, {})
     path = tiny_checkpoint(tmp_path_factory.mktemp("m"), family, num_hidden_layers=3, **overrides)
     decoder = Decoder.from_directory(path, dtype=torch.float32)
     adapter = LoraAdapter(decoder.config, LoraConfig(r=4, lora_alpha=8), dtype=torch.float32, weight_decay=0.0, seed=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import queue
 import threading
 import time
@@ -33,15 +32,15 @@ from coserve.errors import (
     Unavailable,
 )
 from coserve.kernels import BLOCK_SIZE
+from coserve.kernels.calibration import available_memory, load_or_measure_chip
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
-from coserve.models.cost import ModelCost
 from coserve.models.decoder import Decoder
 from coserve.models.detokenizer import Detokenizer
 from coserve.models.generation import GenerationConfig
 from coserve.models.hub import BUILTIN, resolve_model
 from coserve.models.tokenizer import Tokenizer
-from coserve.roofline import Estimator, Roofline, Work, load_or_measure_chip
+from coserve.roofline import Estimator, Roofline, Work
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.generation_config = generation_config or GenerationConfig()
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
-        self.cost = ModelCost.of(decoder.config, decoder.dtype.itemsize)
+        self.cost = decoder.cost
         self.estimator = Estimator(roofline)
         serving = blocks_for(self._cache_tokens())
         training = blocks_for(self.config.train_tokens)
@@ -143,7 +142,7 @@ class Engine:
         cache = home / "cache" if home else None
         path = resolve_model(model, cache_dir=cache / "hub" if cache else None)
         decoder = Decoder.from_directory(path, dtype=dtype)
-        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype)
+        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype, decoder.weight_dtype)
         own_name = path.resolve().name if model != BUILTIN and Path(model).exists() else str(model)
         return cls(
             decoder,
@@ -618,8 +617,8 @@ class Engine:
         """Tokens of KV cache to serve from: as configured, or what a share of the free memory holds."""
         if self.config.kv_cache_tokens is not None:
             return max(BLOCK_SIZE, self.config.kv_cache_tokens)
-        by_memory = min(_MAX_CACHE_BYTES, _available_memory() // 4) // (
-            self.cost.layers * self.cost.kv_width * self.cost.itemsize
+        by_memory = min(_MAX_CACHE_BYTES, available_memory() // 4) // (
+            self.cost.layers * self.cost.kv_width * self.cost.kv_bytes
         )
         most_useful = self.config.max_num_seqs * self.decoder.max_positions
         return max(BLOCK_SIZE, min(by_memory, most_useful))
@@ -635,14 +634,3 @@ class Engine:
                 hidden = self.decoder.forward(batch.token_ids, batch.layout, self.cache)
                 self.decoder.logits(hidden[batch.logit_rows]).argmax(-1).tolist()
             self.estimator.observe(STEP, rows, work, time.perf_counter() - started)
-
-
-def _available_memory() -> int:
-    """Bytes of memory that are free for use."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return math.floor(8e9)

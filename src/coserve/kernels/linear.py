@@ -9,38 +9,70 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coserve.kernels.native import kernel, pointer
+
 # Float32 BLAS works through rows in fours; what is left over takes another path, with another order of summation.
 _ROWS = 4
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [rows, in] @ weight [out, in].T + bias [out]. A row's result does not depend on how many rows there are."""
+    """x [rows, in] @ weight [out, in].T + bias [out]. A row's result does not depend on how many rows there are.
+
+    Float32 rows may meet bfloat16 weights: those are widened on their way into the product. Differentiable.
+    """
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x, weight, bias, True)
+    return _product(x, weight, bias)
+
+
+def linear_gradient_only(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Stands for `linear` where a layer is recomputed for its gradients and nobody reads the output: it is zero."""
+    return _Linear.apply(x, weight, bias, False)
+
+
+class _Linear(torch.autograd.Function):
+    """The product, or zeros for it; the true gradients backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: bool) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        ctx.bias = bias is not None and bias.requires_grad
+        return _product(x, weight, bias) if wanted else x.new_zeros(1).expand(x.shape[0], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        dx = _input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        dw = (grad.t() @ x).to(weight.dtype) if ctx.needs_input_grad[1] else None
+        return dx, dw, grad.sum(0) if ctx.bias else None, None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    run = kernel("linear", weight.dtype) if x.dtype == torch.float32 else None
+    if run is None:
+        return _product_by_torch(x, weight.to(x.dtype), bias)
+    x, weight = x.contiguous(), weight.contiguous()
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    run(pointer(x), pointer(weight), pointer(bias), pointer(y), x.shape[0], *weight.shape)
+    return y
+
+
+def _product_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.shape[0]
     if rows % _ROWS and x.dtype == torch.float32:
         return F.linear(F.pad(x, (0, 0, 0, -rows % _ROWS)), weight, bias)[:rows]
     return F.linear(x, weight, bias)
 
 
-class _GradientOnly(torch.autograd.Function):
-    """A linear layer whose output nobody reads: zeros forward, the true gradient backward."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        ctx.bias = bias is not None and bias.requires_grad
-        return x.new_zeros(1).expand(x.shape[0], weight.shape[0])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        dx = grad @ weight if ctx.needs_input_grad[0] else None
-        dw = grad.t() @ x if ctx.needs_input_grad[1] else None
-        return dx, dw, grad.sum(0) if ctx.bias else None
-
-
-def linear_gradient_only(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Stands for `linear` where a layer is recomputed for its gradients and the output itself is not needed."""
-    return _GradientOnly.apply(x, weight, bias)
+def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """grad [rows, out] @ weight [out, in]."""
+    run = kernel("linear_input_gradient", weight.dtype) if grad.dtype == torch.float32 else None
+    if run is None:
+        return grad @ weight.to(grad.dtype)
+    grad, weight = grad.contiguous(), weight.contiguous()
+    dx = grad.new_empty(grad.shape[0], weight.shape[1])
+    run(pointer(grad), pointer(weight), pointer(dx), grad.shape[0], *weight.shape)
+    return dx
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,14 @@ None of these is differentiable in its native form; where gradients are wanted, 
 
 from __future__ import annotations
 
-from ctypes import c_float, c_int64, c_void_p
+from ctypes import c_float, c_int64
 
 import torch
 from torch import Tensor
 
 from coserve.kernels import reference
-from coserve.kernels.native import kernel
+from coserve.kernels.native import kernel, pointer
 from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
-
-
-def _pointer(tensor: Tensor | None) -> c_void_p:
-    return c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -26,7 +22,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         return reference.rms_norm(x, weight, eps)
     x = x.contiguous()
     out = torch.empty_like(x)
-    run(_pointer(x), _pointer(weight), _pointer(out), x.shape[0], x.shape[1], c_float(eps))
+    run(pointer(x), pointer(weight), pointer(out), x.shape[0], x.shape[1], c_float(eps))
     return out
 
 
@@ -36,7 +32,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     if run is None or torch.is_grad_enabled():
         return reference.silu_and_mul(x)
     out = x.new_empty(x.shape[0], x.shape[1] // 2)
-    run(_pointer(x), _pointer(out), x.shape[0], x.shape[1] // 2)
+    run(pointer(x), pointer(out), x.shape[0], x.shape[1] // 2)
     return out
 
 
@@ -61,15 +57,15 @@ def rope_and_store(
     if run is None:
         return reference.rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
     run(
-        _pointer(qkv),
-        _pointer(q_norm),
-        _pointer(k_norm),
-        _pointer(cos),
-        _pointer(sin),
-        _pointer(layout.positions),
-        _pointer(layout.slots),
-        _pointer(cache.keys[layer]),
-        _pointer(cache.values[layer]),
+        pointer(qkv),
+        pointer(q_norm),
+        pointer(k_norm),
+        pointer(cos),
+        pointer(sin),
+        pointer(layout.positions),
+        pointer(layout.slots),
+        pointer(cache.keys[layer]),
+        pointer(cache.values[layer]),
         qkv.shape[0],
         heads,
         kv_heads,
@@ -98,14 +94,14 @@ def paged_attention(
         return reference.paged_attention(qkv, layout, cache, layer, heads, kv_heads, scale, window)
     out = qkv.new_empty(qkv.shape[0], heads * dim)
     run(
-        _pointer(qkv),
+        pointer(qkv),
         c_int64(qkv.shape[1]),
-        _pointer(cache.keys[layer]),
-        _pointer(cache.values[layer]),
-        _pointer(layout.tiles),
+        pointer(cache.keys[layer]),
+        pointer(cache.values[layer]),
+        pointer(layout.tiles),
         layout.tiles.shape[0],
-        _pointer(layout.tables),
-        _pointer(out),
+        pointer(layout.tables),
+        pointer(out),
         TILE_ROWS,
         heads,
         kv_heads,

@@ -10,7 +10,7 @@ from coserve.roofline import Work
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Counts of one model in one number format."""
+    """Counts of one model in its number formats."""
 
     layers: int
     layer_weights: int  # elements of a layer's matrices
@@ -18,10 +18,11 @@ class ModelCost:
     head_weights: int  # elements of the output matrix
     attention_width: int  # heads * head_dim
     kv_width: int  # 2 * kv_heads * head_dim: elements kept for a token in a layer
-    itemsize: int  # bytes of an element
+    weight_bytes: int  # of an element of a matrix
+    kv_bytes: int  # of an element of the KV cache
 
     @classmethod
-    def of(cls, config: ModelConfig, itemsize: int) -> ModelCost:
+    def of(cls, config: ModelConfig, weight_bytes: int, kv_bytes: int) -> ModelCost:
         hidden = config.hidden_size
         q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         after = hidden * q + 3 * hidden * config.intermediate_size
@@ -32,16 +33,17 @@ class ModelCost:
             hidden * config.vocab_size,
             q,
             2 * kv,
-            itemsize,
+            weight_bytes,
+            kv_bytes,
         )
 
     def layer(self, rows: int, pairs: float = 0, context: float = 0) -> Work:
         """One layer's forward: `pairs` of query and key in attention, `context` tokens of cache read."""
-        moved = self.itemsize * (self.layer_weights + self.kv_width * context)
+        moved = self.weight_bytes * self.layer_weights + self.kv_bytes * self.kv_width * context
         return Work(moved, 2 * rows * self.layer_weights + 4 * pairs * self.attention_width)
 
     def head(self, rows: int) -> Work:
-        return Work(self.itemsize * self.head_weights if rows else 0, 2 * rows * self.head_weights)
+        return Work(self.weight_bytes * self.head_weights if rows else 0, 2 * rows * self.head_weights)
 
     def forward(self, rows: int, pairs: float, context: float, logit_rows: int) -> Work:
         """A pass over a batch of `rows` tokens, of which `logit_rows` are sampled from."""

@@ -17,6 +17,8 @@ from coserve import kernels
 from coserve.errors import ModelError
 from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, lora_linear, reference
 from coserve.models.config import ModelConfig
+from coserve.models.cost import ModelCost
+from coserve.models.dtype import auto_dtype, weight_dtype
 from coserve.models.rope import rope_frequencies
 from coserve.models.weights import load_weights
 
@@ -181,7 +183,7 @@ class Decoder:
                 raise ModelError(f"the checkpoint has no tensor {name!r}, which {config.architecture} needs.")
             if tuple(tensor.shape) != tuple(shape):
                 raise ModelError(f"tensor {name!r} has the shape {list(tensor.shape)}; config.json says {list(shape)}.")
-            return tensor.to(dtype)
+            return tensor.to(weight_dtype(dtype, tensor.dtype) if tensor.dim() == 2 else dtype)
 
         self.config, self.dtype = config, dtype
         hidden = config.hidden_size
@@ -199,16 +201,27 @@ class Decoder:
     def from_directory(
         cls, path: Path, *, dtype: torch.dtype | None = None, max_positions: int | None = None
     ) -> Decoder:
-        """`dtype` None: as the configuration says (float16 is run as bfloat16, which a CPU computes natively)."""
+        """`dtype` None: the checkpoint's own, as far as this machine computes in it (`auto_dtype`)."""
         config = ModelConfig.from_directory(path)
-        if dtype is None:
-            dtype = torch.float32 if config.torch_dtype in (None, "float32") else torch.bfloat16
         return cls(
             config,
             load_weights(path),
-            dtype=dtype,
+            dtype=dtype or auto_dtype(config),
             max_positions=max_positions or config.max_position_embeddings,
         )
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The format of the matrices; another than `dtype` where products widen them on the way."""
+        return self.layers[0].down.weight.dtype
+
+    @property
+    def cost(self) -> ModelCost:
+        return ModelCost.of(self.config, self.weight_dtype.itemsize, self.dtype.itemsize)
+
+    def embedded(self, token_ids: Tensor) -> Tensor:
+        """token_ids [rows] -> [rows, hidden]. Differentiable."""
+        return F.embedding(token_ids, self.embed).to(self.dtype)
 
     def new_cache(self, blocks: int) -> KVCache:
         c = self.config
@@ -226,7 +239,7 @@ class Decoder:
 
         `keep(layer, x)` is shown every layer's input, and the result as layer `num_hidden_layers`.
         """
-        x = F.embedding(token_ids, self.embed)
+        x = self.embedded(token_ids)
         for layer in self.layers:
             if keep is not None:
                 keep(layer.index, x)

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from coserve.engine.blocks import blocks_for
-from coserve.models.cost import ModelCost
 from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
 from coserve.roofline import Chip, Estimator, Roofline
@@ -67,7 +66,7 @@ def machine_for(decoder: Decoder, tokens: int) -> Machine:
         decoder.new_cache(blocks),
         range(blocks),
         Estimator(Roofline(nobody_waits)),
-        ModelCost.of(decoder.config, decoder.dtype.itemsize),
+        decoder.cost,
     )
 
 
@@ -80,9 +79,10 @@ def save_model(decoder: Decoder, source: Path, output: Path) -> None:
         if file.is_file() and not file.name.startswith("model.safetensors") and file.suffix != ".safetensors":
             shutil.copy(file, part / file.name)
     settings = json.loads((part / "config.json").read_text())
-    settings["torch_dtype"] = str(decoder.dtype).removeprefix("torch.")
+    settings["torch_dtype"] = str(decoder.weight_dtype).removeprefix("torch.")
     settings.pop("dtype", None)
     (part / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    save_file(decoder.state_dict(), part / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: tensor.to(decoder.weight_dtype) for name, tensor in decoder.state_dict().items()}
+    save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
     shutil.rmtree(output, ignore_errors=True)
     part.replace(output)

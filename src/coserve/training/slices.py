@@ -198,7 +198,7 @@ class Pass:
         decoder, inputs = self.m.decoder, self.w.inputs
         adapter = self.adapter(first) if self.adapter else None
         batch = Batch.of(self.micro.segments(first, last, adapter))
-        inputs[0, first:last] = F.embedding(batch.token_ids, decoder.embed).detach()
+        inputs[0, first:last] = decoder.embedded(batch.token_ids).detach()
 
         def run(layer: int, end: int) -> None:
             with torch.inference_mode():
@@ -252,9 +252,8 @@ class Pass:
         self.correct += int((logits.detach().argmax(-1) == labels).sum())
 
     def _embedding(self, first: int, last: int) -> None:
-        embed, rows = self.m.decoder.embed, self.micro.rows
         with torch.enable_grad():
-            F.embedding(self.micro.tokens, embed).backward(self.w.grad[:rows])
+            self.m.decoder.embedded(self.micro.tokens).backward(self.w.grad[: self.micro.rows])
 
     # ---- backward of one layer --------------------------------------------------------------------------------
 
@@ -265,7 +264,7 @@ class Pass:
 
         def of_rows(kind: str, run: Callable[[int, int], None], weights: int, times: int) -> Stage:
             def work(first: int, last: int) -> Work:
-                return Work(times * cost.itemsize * weights, 2 * times * (last - first) * weights)
+                return Work(times * cost.weight_bytes * weights, 2 * times * (last - first) * weights)
 
             return Stage(kind, rows, run, work, step=_ROW_STEP, most=_CHUNK_ROWS)
 
@@ -288,7 +287,7 @@ class Pass:
             "train-unproject",
             len(state.projected),
             state.unproject,
-            lambda a, b: Work(cost.itemsize * qkv, 2 * qkv * state.projected_rows(a, b)),
+            lambda a, b: Work(cost.weight_bytes * qkv, 2 * qkv * state.projected_rows(a, b)),
             rows=state.projected_rows,
             most=1,
         )

@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (`kernels.cpp`), loaded with ctypes.
+"""The compiled CPU kernels (`*.cpp`), loaded with ctypes.
 
 `COSERVE_NATIVE=0` turns them off: everything then runs on PyTorch's own ops.
 """
@@ -33,3 +33,14 @@ def kernel(name: str, dtype: torch.dtype):
     suffix = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype)
     lib = library()
     return getattr(lib, f"coserve_{name}_{suffix}") if lib is not None and suffix else None
+
+
+def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    """What a kernel takes for a tensor, or for none."""
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
+
+
+def build() -> str:
+    """Tells one build of the kernels from another; empty without them."""
+    lib = library()
+    return "" if lib is None else str(int(os.path.getmtime(lib._name)))

@@ -1,0 +1,124 @@
+"""Measuring this machine: what its memory and its matrix products reach, for the roofline to start from."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from coserve.kernels.linear import linear
+from coserve.kernels.native import build, library, pointer
+from coserve.roofline import Chip
+
+
+def _best(run: Callable[[], object], seconds: float = 0.15, least: int = 3) -> float:
+    """Shortest time of repeated runs: what the chip can do when nothing else disturbs it."""
+    best, start, runs = math.inf, time.perf_counter(), 0
+    while runs < least or time.perf_counter() - start < seconds:
+        t = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - t)
+        runs += 1
+    return best
+
+
+def measure_bandwidth(megabytes: int = 256) -> float:
+    """Bytes/s of a streaming read by all of PyTorch's threads, from a buffer too large for any cache."""
+    buffer = torch.ones(megabytes << 17, dtype=torch.int64)
+    lib = library()
+    if lib is None:
+        return buffer.nbytes / _best(lambda: buffer.sum())
+    lib.coserve_stream_read.restype = ctypes.c_uint64
+    words, count = pointer(buffer), ctypes.c_int64(buffer.numel())
+    return buffer.nbytes / _best(lambda: lib.coserve_stream_read(words, count))
+
+
+def measure_chip(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> Chip:
+    """Measure this machine in about a second: bandwidth, matrix FLOP/s, and how well the two overlap.
+
+    `dtype` is what products are computed in; `weight_dtype` the format of the weights, if another.
+    """
+    weight_dtype = weight_dtype or dtype
+    bandwidth = measure_bandwidth()
+    with torch.inference_mode():
+        square = torch.randn(2048, 2048).to(weight_dtype)
+        weights = [torch.randn(4096, 2048).to(weight_dtype) for _ in range(12 // weight_dtype.itemsize)]
+        volume = sum(w.nbytes for w in weights)
+
+        def seconds(rows: int, over: list[torch.Tensor]) -> float:
+            x = torch.randn(rows, 2048).to(dtype)
+            return _best(lambda: [linear(x, w) for w in over])
+
+        flops = 2 * 512 * square.numel() / seconds(512, [square])
+        moving, mixed, rows = seconds(1, weights), seconds(32, weights), 32
+    efficiency = min(1.0, volume / moving / bandwidth)
+    computing = 2 * rows * volume / weight_dtype.itemsize / flops
+    hidden = (moving + computing - mixed) / min(moving, computing)
+    name = f"{platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
+    return Chip(
+        _cpu_name() or name,
+        format_name(dtype, weight_dtype),
+        bandwidth,
+        flops,
+        efficiency,
+        min(1.0, max(0.0, hidden)),
+    )
+
+
+def format_name(dtype: torch.dtype, weight_dtype: torch.dtype) -> str:
+    """ "float32", or "bfloat16 in float32" for bfloat16 weights whose products are computed in float32."""
+    names = [str(d).removeprefix("torch.") for d in (weight_dtype, dtype)]
+    return names[0] if names[0] == names[1] else " in ".join(names)
+
+
+def _cpu_name() -> str:
+    """The processor's model, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return f"{model}, {torch.get_num_threads()} threads" if model else ""
+
+
+def available_memory() -> int:
+    """Bytes of the machine's memory that are free for use."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return 8 << 30
+
+
+def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> Chip:
+    """The chip as measured on an earlier start of the same machine and software, else measured now and kept."""
+    if cache is None:
+        return measure_chip(dtype, weight_dtype)
+    wanted = format_name(dtype, weight_dtype or dtype)
+    software = f"torch {torch.__version__}|kernels {build()}"
+    key = f"{_cpu_name()}|{torch.get_num_threads()}|{software}|{wanted}"
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if isinstance(known.get(key), dict):
+        try:
+            return Chip(**known[key])
+        except TypeError:
+            pass  # written by another version
+    chip = measure_chip(dtype, weight_dtype)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    part = cache.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({**known, key: asdict(chip)}, indent=1))
+    part.replace(cache)
+    return chip

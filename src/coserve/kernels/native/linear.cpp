@@ -1,0 +1,356 @@
+// Matrix products with float32 rows and weights in float32 or bfloat16: y = x W^T + bias, and dx = dy W.
+//
+// All arithmetic is float32, so that a processor without bfloat16 instructions loses nothing but the widening, which
+// hides behind the reads. Weights are read as they lie in the checkpoint, [out, in] by rows: nothing is packed at load.
+//
+// A row's sums run along k in an order that depends on k alone (lane by lane, in blocks of at most kDepth), whatever
+// the number of rows: a request's numbers are the same, to the bit, alone or in any company.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define X86 1
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+
+namespace {
+
+constexpr int kDepth = 1024;           // of a block along k: four rows of weights, widened, are 16 KiB
+constexpr int kCache = 1 << 16;        // floats of x that stay in a core's own cache while weights pass by
+constexpr int kPanel = 512;            // rows of weights that the backward packs at a time
+constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
+
+struct bf16 {
+  uint16_t bits;
+};
+
+typedef float Quad __attribute__((vector_size(16)));
+
+template <int L>
+struct Lanes {
+  typedef float Floats __attribute__((vector_size(4 * L)));
+  typedef uint32_t Words __attribute__((vector_size(4 * L)));
+  typedef uint16_t Halves __attribute__((vector_size(2 * L)));
+};
+template <int L>
+using Vec = typename Lanes<L>::Floats;
+
+template <int L>
+INLINE Vec<L> load(const float* p) {
+  Vec<L> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Weights are widened a chunk at a time: `parts` vectors. In 16-bit formats the first has the chunk's even elements and
+// the second the odd ones, which takes one instruction each; rows of x are arranged likewise (`arrange`).
+template <int L>
+INLINE Vec<L> part_of(const float* chunk, int) {
+  return load<L>(chunk);
+}
+template <int L>
+INLINE Vec<L> part_of(const bf16* chunk, int part) {
+  typename Lanes<L>::Words words;
+  std::memcpy(&words, chunk, sizeof words);
+  return (Vec<L>)(part ? words & 0xffff0000u : words << 16);
+}
+template <class T>
+constexpr int kParts = sizeof(float) / sizeof(T);
+template <int L, class T>
+constexpr int kChunk = L * kParts<T>;
+
+template <int L, class T>
+INLINE void widen(const T* w, int n, float* out, int64_t ahead = 0) {  // n elements, with zeros up to a whole chunk
+  int i = 0;
+  for (; i + kChunk<L, T> <= n; i += kChunk<L, T>) {
+    __builtin_prefetch(w + i + ahead);
+    for (int part = 0; part < kParts<T>; part++) {
+      Vec<L> v = part_of<L>(w + i, part);
+      std::memcpy(out + i + part * L, &v, sizeof v);
+    }
+  }
+  if (i < n) {
+    T padded[kChunk<L, T>] = {};
+    std::memcpy(padded, w + i, (n - i) * sizeof(T));
+    for (int part = 0; part < kParts<T>; part++) {
+      Vec<L> v = part_of<L>(padded, part);
+      std::memcpy(out + i + part * L, &v, sizeof v);
+    }
+  }
+}
+
+template <int L, class T>
+INLINE void arrange(const float* x, int n, float* out) {  // as `widen` does with weights
+  constexpr int P = kParts<T>;
+  int i = 0;
+  for (; i + kChunk<L, T> <= n; i += kChunk<L, T>)
+    for (int lane = 0; lane < L; lane++)
+      for (int part = 0; part < P; part++) out[i + part * L + lane] = x[i + lane * P + part];
+  if (i < n)
+    for (int lane = 0; lane < L; lane++)
+      for (int part = 0; part < P; part++) {
+        const int from = i + lane * P + part;
+        out[i + part * L + lane] = from < n ? x[from] : 0.0f;
+      }
+}
+
+// The sums of four vectors, side by side.
+template <int L>
+INLINE Quad folded(Vec<L> v) {
+  Quad parts[L / 4];
+  std::memcpy(parts, &v, sizeof v);
+  UNROLL for (int width = L / 8; width > 0; width /= 2)
+    UNROLL for (int i = 0; i < width; i++) parts[i] += parts[i + width];
+  return parts[0];
+}
+template <int L>
+INLINE Quad sums(Vec<L> a, Vec<L> b, Vec<L> c, Vec<L> d) {
+  Quad p = folded<L>(a), q = folded<L>(b), r = folded<L>(c), s = folded<L>(d);
+  Quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+  Quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+  return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+}
+
+// ---- y = x W^T ----------------------------------------------------------------------------------------------------
+
+struct Product {
+  const float* x;  // [rows, stride], arranged, and zero from `depth` on to the end of a chunk
+  const float* bias;  // [columns], or null
+  float* y;  // [rows, columns]
+  int rows, columns, depth, stride;
+};
+
+// `R` rows of x against four rows of w, along `n` elements; added to y, or, in the first block of k, written.
+// `Stream`: w comes from memory. A core's own prefetcher stops at pages, so the next four rows are asked for here.
+template <int L, int R, bool Stream, class T>
+INLINE void dots(const Product& p, int row, int column, int k, int n, const T* w, int64_t w_stride) {
+  const float* x = p.x + int64_t(row) * p.stride + k;
+  Vec<L> acc[R][4] = {};
+  int i = 0;
+  for (; i + kChunk<L, T> <= n; i += kChunk<L, T>) {
+    if constexpr (Stream) UNROLL for (int c = 0; c < 4; c++) __builtin_prefetch(w + (4 + c) * w_stride + i);
+    UNROLL for (int part = 0; part < kParts<T>; part++) {
+      Vec<L> a[R];
+      UNROLL for (int r = 0; r < R; r++) a[r] = load<L>(x + int64_t(r) * p.stride + i + part * L);
+      UNROLL for (int c = 0; c < 4; c++) {
+        Vec<L> b = part_of<L>(w + c * w_stride + i, part);
+        UNROLL for (int r = 0; r < R; r++) acc[r][c] += a[r] * b;
+      }
+    }
+  }
+  if (i < n) {
+    float b[4][kChunk<L, T>];
+    for (int c = 0; c < 4; c++) widen<L>(w + c * w_stride + i, n - i, b[c]);
+    UNROLL for (int part = 0; part < kParts<T>; part++)
+      UNROLL for (int r = 0; r < R; r++) {
+        Vec<L> a = load<L>(x + int64_t(r) * p.stride + i + part * L);
+        UNROLL for (int c = 0; c < 4; c++) acc[r][c] += a * load<L>(b[c] + part * L);
+      }
+  }
+  UNROLL for (int r = 0; r < R; r++) {
+    Quad s = sums<L>(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+    float* y = p.y + int64_t(row + r) * p.columns + column;
+    const int count = std::min(4, p.columns - column);
+    for (int c = 0; c < count; c++) y[c] = (k ? y[c] : p.bias ? p.bias[column + c] : 0.0f) + s[c];
+  }
+}
+
+template <int L, int R, bool Stream, class T>
+INLINE void dots_of_rows(const Product& p, int first, int last, int column, int k, int n, const T* w, int64_t stride) {
+  int row = first;
+  for (; row + R <= last; row += R) dots<L, R, Stream>(p, row, column, k, n, w, stride);
+  if constexpr (R > 1) {  // what is left over, in halves: the order along k is the same
+    if (row < last) dots_of_rows<L, R / 2, Stream>(p, row, last, column, k, n, w, stride);
+  }
+}
+
+// Columns [first, last) of y; `first` is a multiple of four. `scratch`: 4 * kDepth floats.
+template <int L, int R, class T>
+INLINE void product(const Product& p, const T* weight, int first, int last, float* scratch) {
+  const int blocks = (p.depth + kDepth - 1) / kDepth;
+  const int depth = ((p.depth + blocks - 1) / blocks + 31) / 32 * 32;
+  for (int k = 0; k < p.depth; k += depth) {
+    const int n = std::min(depth, p.depth - k), whole = (n + kChunk<L, T> - 1) / kChunk<L, T> * kChunk<L, T>;
+    const int group = std::max(R, kCache / n / R * R);
+    for (int row = 0; row < p.rows; row += group) {
+      const int end = std::min(p.rows, row + group);
+      for (int column = first; column < last; column += 4) {
+        const T* w = weight + int64_t(column) * p.depth + k;
+        const int count = std::min(4, last - column);
+        if (count < 4 || (kParts<T> > 1 && end - row > 2 * R)) {  // widened once for all rows; missing rows are zero
+          for (int c = 0; c < 4; c++) {
+            if (c < count) widen<L>(w + int64_t(c) * p.depth, n, scratch + c * kDepth, int64_t(4) * p.depth);
+            else std::memset(scratch + c * kDepth, 0, whole * sizeof(float));
+          }
+          dots_of_rows<L, R, false>(p, row, end, column, k, whole, (const float*)scratch, kDepth);
+        } else {
+          dots_of_rows<L, R, true>(p, row, end, column, k, n, w, p.depth);
+        }
+      }
+    }
+  }
+}
+
+// ---- dx = dy W ----------------------------------------------------------------------------------------------------
+
+struct Transposed {
+  const float* dy;  // [rows, columns]
+  float* dx;  // [rows, depth]
+  int rows, columns, depth;
+};
+
+// `R` rows of dx, `4 L` of its columns, over `n` rows of weights that lie widened in `packed` [n, 4 L].
+template <int L, int R, class T>
+INLINE void axpys(const Transposed& t, int row, int column, int k, int n, const float* packed) {
+  const float* dy = t.dy + int64_t(row) * t.columns + column;
+  Vec<L> acc[R][4] = {};
+  for (int i = 0; i < n; i++) {
+    Vec<L> a[R];
+    UNROLL for (int r = 0; r < R; r++) a[r] = Vec<L>{} + dy[int64_t(r) * t.columns + i];
+    UNROLL for (int c = 0; c < 4; c++) {
+      Vec<L> b = load<L>(packed + (int64_t(i) * 4 + c) * L);
+      UNROLL for (int r = 0; r < R; r++) acc[r][c] += a[r] * b;
+    }
+  }
+  constexpr int P = kParts<T>;
+  UNROLL for (int r = 0; r < R; r++) {
+    float parts[4 * L], in_order[4 * L];
+    std::memcpy(parts, acc[r], sizeof parts);
+    for (int chunk = 0; chunk < 4 * L; chunk += P * L)
+      for (int lane = 0; lane < L; lane++)
+        for (int part = 0; part < P; part++) in_order[chunk + lane * P + part] = parts[chunk + part * L + lane];
+    float* dx = t.dx + int64_t(row + r) * t.depth + k;
+    const int width = std::min(4 * L, t.depth - k);
+    for (int i = 0; i < width; i++) dx[i] = (column ? dx[i] : 0.0f) + in_order[i];
+  }
+}
+
+template <int L, int R, class T>
+INLINE void axpys_of_rows(const Transposed& t, int first, int column, int k, int n, const float* packed) {
+  int row = first;
+  for (; row + R <= t.rows; row += R) axpys<L, R, T>(t, row, column, k, n, packed);
+  if constexpr (R > 1) {
+    if (row < t.rows) axpys_of_rows<L, R / 2, T>(t, row, column, k, n, packed);
+  }
+}
+
+// Columns [k, k + 4 L) of dx. `scratch`: kPanel * 4 * L floats.
+template <int L, int R, class T>
+INLINE void transposed(const Transposed& t, const T* weight, int k, float* scratch) {
+  const int width = std::min(4 * L, t.depth - k);
+  if (width < 4 * L) std::memset(scratch, 0, size_t(kPanel) * 4 * L * sizeof(float));
+  for (int column = 0; column < t.columns; column += kPanel) {
+    const int n = std::min(kPanel, t.columns - column);
+    for (int i = 0; i < n; i++) widen<L>(weight + int64_t(column + i) * t.depth + k, width, scratch + int64_t(i) * 4 * L);
+    axpys_of_rows<L, R, T>(t, 0, column, k, n, scratch);
+  }
+}
+
+// ---- one function for each processor and weight format --------------------------------------------------------------
+
+#define INSTANTIATE(LEVEL, TARGET, L, R)                                                                           \
+  template <class T>                                                                                               \
+  TARGET void arrange_##LEVEL(const float* x, int n, float* out) {                                                 \
+    arrange<L, T>(x, n, out);                                                                                      \
+  }                                                                                                                \
+  template <class T>                                                                                               \
+  TARGET void product_##LEVEL(const Product& p, const T* w, int first, int last, float* scratch) {                 \
+    product<L, R>(p, w, first, last, scratch);                                                                     \
+  }                                                                                                                \
+  template <class T>                                                                                               \
+  TARGET void transposed_##LEVEL(const Transposed& t, const T* w, int k, float* scratch) {                         \
+    transposed<L, R>(t, w, k, scratch);                                                                            \
+  }
+
+INSTANTIATE(plain, , 4, 2)
+#ifdef X86
+INSTANTIATE(avx2, AVX2, 8, 3)
+INSTANTIATE(avx512, AVX512, 16, 6)
+#endif
+#undef INSTANTIATE
+
+template <class T>
+struct Kernels {
+  void (*arrange)(const float*, int, float*);
+  void (*product)(const Product&, const T*, int, int, float*);
+  void (*transposed)(const Transposed&, const T*, int, float*);
+  int lanes;
+};
+
+template <class T>
+Kernels<T> choose() {
+#ifdef X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return {arrange_avx512<T>, product_avx512<T>, transposed_avx512<T>, 16};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {arrange_avx2<T>, product_avx2<T>, transposed_avx2<T>, 8};
+#endif
+  return {arrange_plain<T>, product_plain<T>, transposed_plain<T>, 4};
+}
+
+float* floats(std::vector<float>& buffer, size_t n) {
+  if (buffer.size() < n) buffer.resize(n);
+  return buffer.data();
+}
+float* scratch_floats(size_t n) {
+  static thread_local std::vector<float> buffer;
+  return floats(buffer, n);
+}
+
+template <class T>
+void run_product(const float* x, const T* weight, const float* bias, float* y, int rows, int columns, int depth) {
+  static const Kernels<T> kernels = choose<T>();
+  static thread_local std::vector<float> arranged;
+  const bool worth_threads = int64_t(rows) * columns * depth > kWorthThreads;
+  const int chunk = kernels.lanes * kParts<T>, stride = (depth + chunk - 1) / chunk * chunk;
+  Product p{x, bias, y, rows, columns, depth, stride};
+  if (kParts<T> > 1 || stride != depth) {
+    float* to = floats(arranged, size_t(rows) * stride);
+    p.x = to;
+#pragma omp parallel for schedule(static) if (int64_t(rows) * depth > kWorthThreads)
+    for (int row = 0; row < rows; row++) kernels.arrange(x + int64_t(row) * depth, depth, to + int64_t(row) * stride);
+  }
+  const int quads = (columns + 3) / 4;
+  // A few parts for each thread: one that another program has held up takes fewer.
+  const int parts = worth_threads ? std::min(quads, 6 * omp_get_max_threads()) : 1;
+#pragma omp parallel for schedule(dynamic) if (parts > 1)
+  for (int part = 0; part < parts; part++) {
+    const int first = int64_t(quads) * part / parts * 4, last = int64_t(quads) * (part + 1) / parts * 4;
+    kernels.product(p, weight, first, std::min(last, columns), scratch_floats(4 * kDepth));
+  }
+}
+
+template <class T>
+void run_transposed(const Transposed& t, const T* weight) {
+  static const Kernels<T> kernels = choose<T>();
+  const int64_t work = int64_t(t.rows) * t.columns * t.depth;
+  const int width = 4 * kernels.lanes, parts = (t.depth + width - 1) / width;
+#pragma omp parallel for schedule(dynamic) if (parts > 1 && work > kWorthThreads)
+  for (int part = 0; part < parts; part++)
+    kernels.transposed(t, weight, part * width, scratch_floats(size_t(kPanel) * width));
+}
+
+}  // namespace
+
+// The exported functions, once for each weight format. Everything is contiguous; `bias` may be null.
+#define EXPORT(T, S)                                                                                               \
+  extern "C" void coserve_linear_##S(const float* x, const T* weight, const float* bias, float* y, int rows,       \
+                                     int columns, int depth) {                                                     \
+    run_product(x, weight, bias, y, rows, columns, depth);                                                         \
+  }                                                                                                                \
+  extern "C" void coserve_linear_input_gradient_##S(const float* dy, const T* weight, float* dx, int rows,         \
+                                                    int columns, int depth) {                                      \
+    run_transposed(Transposed{dy, dx, rows, columns, depth}, weight);                                              \
+  }
+EXPORT(float, f32)
+EXPORT(bf16, bf16)

@@ -1,0 +1,96 @@
+"""Matrix products in every pair of formats: against float64, row by row alone, and their gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coserve.kernels import LoraLayer, LoraRows, LoraWeights, linear, lora_linear
+from coserve.kernels.linear import linear_gradient_only
+from coserve.kernels.native import kernel
+
+# (rows, weights)
+FORMATS = [
+    (torch.float32, torch.float32),
+    (torch.float32, torch.bfloat16),
+    (torch.bfloat16, torch.bfloat16),
+]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+ODD_SHAPES = [(1, 1, 1), (3, 5, 7), (2, 4, 32), (7, 33, 130), (13, 65, 1030), (64, 17, 2047), (5, 3, 4100)]
+
+
+def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
+    scale = wanted.abs().max().item() + 1e-6
+    assert (actual.double() - wanted.double()).abs().max().item() <= TOLERANCE[actual.dtype] * scale
+
+
+def make(rows, n, k, x_dtype, w_dtype):
+    torch.manual_seed(rows + n + k)
+    x, weight = torch.randn(rows, k).to(x_dtype), (torch.randn(n, k) / k**0.5).to(w_dtype)
+    return x, weight, torch.randn(n).to(x_dtype)
+
+
+def test_the_native_products_were_built():
+    assert kernel("linear", torch.float32) and kernel("linear", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("x_dtype", "w_dtype"), FORMATS)
+@pytest.mark.parametrize(("rows", "n", "k"), ODD_SHAPES)
+def test_a_product_equals_float64(x_dtype, w_dtype, rows, n, k):
+    x, weight, bias = make(rows, n, k, x_dtype, w_dtype)
+    wanted = x.double() @ weight.double().t()
+    with torch.inference_mode():
+        close(linear(x, weight), wanted)
+        close(linear(x, weight, bias), wanted + bias.double())
+
+
+@pytest.mark.parametrize("w_dtype", [torch.float32, torch.bfloat16])
+def test_extreme_values_and_strides(w_dtype):
+    x = torch.tensor([[1e30, -1e-30, 0.0, 3e38, 1.0]]).t().repeat(1, 3).t()  # not contiguous
+    weight = torch.tensor([[1e-30, 1e30, 5.0, 1e-38, -2.0]]).repeat(6, 1).to(w_dtype)
+    close(linear(x, weight), x.double() @ weight.double().t())
+    x[0, 0] = torch.inf
+    assert linear(x, weight)[0].isinf().all() and linear(x, weight)[1:].isfinite().all()
+    assert linear(x[:0], weight).shape == (0, 6)
+
+
+@pytest.mark.parametrize(("x_dtype", "w_dtype"), FORMATS)
+@pytest.mark.parametrize(("n", "k"), [(192, 64), (50, 100), (576, 576), (1536, 576), (576, 1536), (2048, 8192)])
+def test_a_row_of_a_product_is_the_same_to_the_bit_in_any_company(x_dtype, w_dtype, n, k):
+    x, weight, _ = make(300, n, k, x_dtype, w_dtype)
+    whole = linear(x, weight)
+    for start, rows in [(0, 1), (1, 2), (5, 3), (9, 4), (3, 7), (8, 16), (20, 33), (40, 128), (0, 299)]:
+        alone = linear(x[start : start + rows], weight)
+        assert torch.equal(alone, whole[start : start + rows]), (start, rows)
+
+
+@pytest.mark.parametrize("w_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "n", "k"), [*ODD_SHAPES, (20, 1100, 70)])
+def test_gradients_equal_autograds_in_float64(w_dtype, rows, n, k):
+    x, weight, bias = make(rows, n, k, torch.float32, w_dtype)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    oracle = [t.detach().double().requires_grad_() for t in leaves]
+    grad = torch.randn(rows, n)
+    (oracle[0] @ oracle[1].t() + oracle[2]).backward(grad.double())
+    for product in (linear, linear_gradient_only):
+        for leaf in leaves:
+            leaf.grad = None
+        product(*leaves).backward(grad)
+        for leaf, wanted in zip(leaves, oracle, strict=True):
+            close(leaf.grad, wanted.grad)
+
+
+def test_a_product_for_its_gradient_only_is_zero():
+    x, weight, bias = make(3, 4, 5, torch.float32, torch.float32)
+    assert not linear_gradient_only(x.requires_grad_(), weight, bias).any()
+
+
+def test_lora_adds_to_its_own_rows_and_columns():
+    x, weight, _ = make(6, 12, 8, torch.float32, torch.float32)
+    a, b = torch.randn(2, 8), torch.randn(4, 2)
+    layer = LoraLayer({"up_proj": LoraWeights(a, b, 0.5)})
+    parts = [("gate_proj", 0, 8), ("up_proj", 8, 12)]
+    actual = lora_linear(x, weight, None, parts, [LoraRows(1, 4, layer)])
+    wanted = x.double() @ weight.double().t()
+    wanted[1:4, 8:] += 0.5 * (x[1:4].double() @ a.double().t() @ b.double().t())
+    close(actual, wanted)
