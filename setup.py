@@ -4,21 +4,19 @@ The library is loaded with ctypes, not imported, and is optional: without a C++ 
 It is compiled for OpenMP but not linked to a runtime, so that its loops run on the threads PyTorch already has.
 """
 
-import platform
 from glob import glob
 
 from setuptools import Extension, setup
 
-FLAGS = ["-O3", "-std=c++17", "-fopenmp", "-g0", "-Wno-psabi"]
-if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS.append("-mprefer-vector-width=512")
+NATIVE = "src/coserve/kernels/native"
 
 setup(
     ext_modules=[
         Extension(
             "coserve.kernels._native",
-            sources=sorted(glob("src/coserve/kernels/native/*.cpp")),
-            extra_compile_args=FLAGS,
+            sources=sorted(glob(f"{NATIVE}/*.cpp")),
+            depends=glob(f"{NATIVE}/*.h"),
+            extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-g0", "-Wno-psabi"],
             optional=True,
         )
     ]

@@ -6,21 +6,9 @@
 // A row's sums run along k in an order that depends on k alone (lane by lane, in blocks of at most kDepth), whatever
 // the number of rows: a request's numbers are the same, to the bit, alone or in any company.
 
+#include "vectors.h"
+
 #include <omp.h>
-
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define X86 1
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
-#endif
 
 namespace {
 
@@ -29,27 +17,7 @@ constexpr int kCache = 1 << 16;        // floats of x that stay in a core's own 
 constexpr int kPanel = 512;            // rows of weights that the backward packs at a time
 constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
 
-struct bf16 {
-  uint16_t bits;
-};
-
 typedef float Quad __attribute__((vector_size(16)));
-
-template <int L>
-struct Lanes {
-  typedef float Floats __attribute__((vector_size(4 * L)));
-  typedef uint32_t Words __attribute__((vector_size(4 * L)));
-  typedef uint16_t Halves __attribute__((vector_size(2 * L)));
-};
-template <int L>
-using Vec = typename Lanes<L>::Floats;
-
-template <int L>
-INLINE Vec<L> load(const float* p) {
-  Vec<L> v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
 
 // Weights are widened a chunk at a time: `parts` vectors. In 16-bit formats the first has the chunk's even elements and
 // the second the odd ones, which takes one instruction each; rows of x are arranged likewise (`arrange`).
@@ -255,27 +223,19 @@ INLINE void transposed(const Transposed& t, const T* weight, int k, float* scrat
   }
 }
 
-// ---- one function for each processor and weight format --------------------------------------------------------------
+// ---- one function for each processor and weight format -------------------------------------------------------------
 
-#define INSTANTIATE(LEVEL, TARGET, L, R)                                                                           \
-  template <class T>                                                                                               \
-  TARGET void arrange_##LEVEL(const float* x, int n, float* out) {                                                 \
-    arrange<L, T>(x, n, out);                                                                                      \
-  }                                                                                                                \
-  template <class T>                                                                                               \
-  TARGET void product_##LEVEL(const Product& p, const T* w, int first, int last, float* scratch) {                 \
-    product<L, R>(p, w, first, last, scratch);                                                                     \
-  }                                                                                                                \
-  template <class T>                                                                                               \
-  TARGET void transposed_##LEVEL(const Transposed& t, const T* w, int k, float* scratch) {                         \
-    transposed<L, R>(t, w, k, scratch);                                                                            \
-  }
+template <int L>
+constexpr int kRows = L == 16 ? 6 : L == 8 ? 3 : 2;  // of x at a time: as many sums as there are registers for
 
-INSTANTIATE(plain, , 4, 2)
-#ifdef X86
-INSTANTIATE(avx2, AVX2, 8, 3)
-INSTANTIATE(avx512, AVX512, 16, 6)
-#endif
+#define INSTANTIATE(T, S)                                                                                          \
+  LEVELS(arrange_##S, (const float* x, int n, float* out), arrange<L, T>(x, n, out))                               \
+  LEVELS(product_##S, (const Product& p, const T* w, int first, int last, float* scratch),                         \
+         product<L, kRows<L>>(p, w, first, last, scratch))                                                         \
+  LEVELS(transposed_##S, (const Transposed& t, const T* w, int k, float* scratch),                                 \
+         transposed<L, kRows<L>>(t, w, k, scratch))
+INSTANTIATE(float, f32)
+INSTANTIATE(bf16, bf16)
 #undef INSTANTIATE
 
 template <class T>
@@ -283,39 +243,25 @@ struct Kernels {
   void (*arrange)(const float*, int, float*);
   void (*product)(const Product&, const T*, int, int, float*);
   void (*transposed)(const Transposed&, const T*, int, float*);
-  int lanes;
+  int lanes = level() == avx512 ? 16 : level() == avx2 ? 8 : 4;
 };
-
-template <class T>
-Kernels<T> choose() {
-#ifdef X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return {arrange_avx512<T>, product_avx512<T>, transposed_avx512<T>, 16};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {arrange_avx2<T>, product_avx2<T>, transposed_avx2<T>, 8};
-#endif
-  return {arrange_plain<T>, product_plain<T>, transposed_plain<T>, 4};
+INLINE Kernels<float> kernels_for(const float*) {
+  return {CHOOSE(arrange_f32), CHOOSE(product_f32), CHOOSE(transposed_f32)};
 }
-
-float* floats(std::vector<float>& buffer, size_t n) {
-  if (buffer.size() < n) buffer.resize(n);
-  return buffer.data();
-}
-float* scratch_floats(size_t n) {
-  static thread_local std::vector<float> buffer;
-  return floats(buffer, n);
+INLINE Kernels<bf16> kernels_for(const bf16*) {
+  return {CHOOSE(arrange_bf16), CHOOSE(product_bf16), CHOOSE(transposed_bf16)};
 }
 
 template <class T>
 void run_product(const float* x, const T* weight, const float* bias, float* y, int rows, int columns, int depth) {
-  static const Kernels<T> kernels = choose<T>();
+  static const Kernels<T> kernels = kernels_for(weight);
   static thread_local std::vector<float> arranged;
   const bool worth_threads = int64_t(rows) * columns * depth > kWorthThreads;
   const int chunk = kernels.lanes * kParts<T>, stride = (depth + chunk - 1) / chunk * chunk;
   Product p{x, bias, y, rows, columns, depth, stride};
   if (kParts<T> > 1 || stride != depth) {
-    float* to = floats(arranged, size_t(rows) * stride);
+    if (arranged.size() < size_t(rows) * stride) arranged.resize(size_t(rows) * stride);
+    float* to = arranged.data();
     p.x = to;
 #pragma omp parallel for schedule(static) if (int64_t(rows) * depth > kWorthThreads)
     for (int row = 0; row < rows; row++) kernels.arrange(x + int64_t(row) * depth, depth, to + int64_t(row) * stride);
@@ -332,7 +278,7 @@ void run_product(const float* x, const T* weight, const float* bias, float* y, i
 
 template <class T>
 void run_transposed(const Transposed& t, const T* weight) {
-  static const Kernels<T> kernels = choose<T>();
+  static const Kernels<T> kernels = kernels_for(weight);
   const int64_t work = int64_t(t.rows) * t.columns * t.depth;
   const int width = 4 * kernels.lanes, parts = (t.depth + width - 1) / width;
 #pragma omp parallel for schedule(dynamic) if (parts > 1 && work > kWorthThreads)

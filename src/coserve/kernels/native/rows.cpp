@@ -1,0 +1,125 @@
+// Norms, activation, and RoPE with the KV write: each row by itself.
+//
+// The kernels here and in the other files work on raw pointers: no link against PyTorch, and no OpenMP runtime of their
+// own (the symbols resolve to the one that PyTorch has loaded, so there is one pool of threads). Every row is computed
+// in an order that depends on nothing but its own position: a request's numbers are the same, to the bit, alone or in
+// any company. So: no -ffast-math, no reduction whose order depends on the batch.
+
+#include "vectors.h"
+
+#include <cmath>
+
+namespace {
+
+constexpr int kBlock = 16;  // tokens in a KV block
+
+template <int L, class T>
+INLINE void norm_row(const T* x, const T* weight, T* out, int n, float eps) {
+  Vec<L> squares = {};
+  int i = 0;
+  for (; i + L <= n; i += L) squares += load<L>(x + i) * load<L>(x + i);
+  if (i < n) squares += load_tail<L>(x + i, n - i) * load_tail<L>(x + i, n - i);
+  const float scale = 1.0f / std::sqrt(sum<L>(squares) / n + eps);
+  for (i = 0; i + L <= n; i += L) store<L>(out + i, rounded<L>(load<L>(x + i) * scale, x) * load<L>(weight + i));
+  if (i < n) {
+    const int rest = n - i;
+    Vec<L> scaled = rounded<L>(load_tail<L>(x + i, rest) * scale, x);
+    store_tail<L>(out + i, scaled * load_tail<L>(weight + i, rest), rest);
+  }
+}
+
+template <int L, class T>
+INLINE Vec<L> silu(Vec<L> g, const T* like) {
+  Vec<L> e = exp_negative<L>(g < 0.0f ? g : -g);  // exp(-|g|)
+  Vec<L> top = g < 0.0f ? e : Vec<L>{} + 1.0f;
+  return rounded<L>(g * top / (e + 1.0f), like);
+}
+
+template <int L, class T>
+INLINE void silu_row(const T* gate, const T* up, T* out, int n) {
+  int i = 0;
+  for (; i + L <= n; i += L) store<L>(out + i, silu<L>(load<L>(gate + i), gate) * load<L>(up + i));
+  if (i < n) {
+    const int rest = n - i;
+    store_tail<L>(out + i, silu<L>(load_tail<L>(gate + i, rest), gate) * load_tail<L>(up + i, rest), rest);
+  }
+}
+
+template <int L, class T>
+INLINE void rotate(T* head, const float* cos, const float* sin, int half) {
+  int i = 0;
+  for (; i + L <= half; i += L) {
+    Vec<L> a = load<L>(head + i), b = load<L>(head + half + i), c = load<L>(cos + i), s = load<L>(sin + i);
+    store<L>(head + i, a * c - b * s);
+    store<L>(head + half + i, b * c + a * s);
+  }
+  if (int rest = half - i; rest > 0) {
+    Vec<L> a = load_tail<L>(head + i, rest), b = load_tail<L>(head + half + i, rest);
+    Vec<L> c = load_tail<L>(cos + i, rest), s = load_tail<L>(sin + i, rest);
+    store_tail<L>(head + i, a * c - b * s, rest);
+    store_tail<L>(head + half + i, b * c + a * s, rest);
+  }
+}
+
+struct RopeArgs {
+  int heads, kv_heads, dim;
+  float eps;
+};
+
+template <int L, class T>
+INLINE void rope_row(T* row, const T* q_norm, const T* k_norm, const float* cos, const float* sin, int slot, T* k_cache,
+                     T* v_cache, const RopeArgs& a) {
+  for (int h = 0; h < a.heads + a.kv_heads; h++) {
+    T* head = row + h * a.dim;
+    const T* norm = h < a.heads ? q_norm : k_norm;
+    if (norm) norm_row<L>(head, norm, head, a.dim, a.eps);
+    rotate<L>(head, cos, sin, a.dim / 2);
+  }
+  int64_t block = slot / kBlock, offset = slot % kBlock;
+  for (int h = 0; h < a.kv_heads; h++) {
+    const T* k = row + (a.heads + h) * a.dim;
+    const T* v = row + (a.heads + a.kv_heads + h) * a.dim;
+    int64_t base = (block * a.kv_heads + h) * a.dim * kBlock;
+    for (int d = 0; d < a.dim; d++) k_cache[base + d * kBlock + offset] = k[d];  // keys lie transposed in a block
+    std::memcpy(v_cache + base + offset * a.dim, v, a.dim * sizeof(T));
+  }
+}
+
+#define INSTANTIATE(T, S)                                                                                             \
+  LEVELS(norm_##S, (const T* x, const T* w, T* out, int n, float eps), norm_row<L>(x, w, out, n, eps))                \
+  LEVELS(silu_##S, (const T* gate, const T* up, T* out, int n), silu_row<L>(gate, up, out, n))                        \
+  LEVELS(rope_##S,                                                                                                    \
+         (T * row, const T* q_norm, const T* k_norm, const float* cos, const float* sin, int slot, T* k, T* v,        \
+          const RopeArgs& a),                                                                                         \
+         rope_row<L>(row, q_norm, k_norm, cos, sin, slot, k, v, a))
+INSTANTIATE(float, f32)
+INSTANTIATE(bf16, bf16)
+#undef INSTANTIATE
+
+}  // namespace
+
+// The exported functions, once for each element type. Sizes are in elements; rows are contiguous.
+#define EXPORT(T, S)                                                                                                  \
+  extern "C" void coserve_rms_norm_##S(const T* x, const T* weight, T* out, int rows, int n, float eps) {             \
+    static const auto run = CHOOSE(norm_##S);                                                                         \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 65536)") for (int r = 0; r < rows; r++)                         \
+        run(x + int64_t(r) * n, weight, out + int64_t(r) * n, n, eps);                                                \
+  }                                                                                                                   \
+  extern "C" void coserve_silu_and_mul_##S(const T* x, T* out, int rows, int n) {                                     \
+    static const auto run = CHOOSE(silu_##S);                                                                         \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 32768)") for (int r = 0; r < rows; r++)                         \
+        run(x + int64_t(r) * 2 * n, x + int64_t(r) * 2 * n + n, out + int64_t(r) * n, n);                             \
+  }                                                                                                                   \
+  extern "C" void coserve_rope_and_store_##S(T* qkv, const T* q_norm, const T* k_norm, const float* cos,              \
+                                             const float* sin, const int32_t* positions, const int32_t* slots,        \
+                                             T* k_cache, T* v_cache, int rows, int heads, int kv_heads, int dim,      \
+                                             float eps) {                                                             \
+    static const auto run = CHOOSE(rope_##S);                                                                         \
+    const RopeArgs a{heads, kv_heads, dim, eps};                                                                      \
+    const int64_t stride = int64_t(heads + 2 * kv_heads) * dim;                                                       \
+    _Pragma("omp parallel for if (rows * stride > 32768)") for (int r = 0; r < rows; r++)                             \
+        run(qkv + r * stride, q_norm, k_norm, cos + int64_t(positions[r]) * (dim / 2),                                \
+            sin + int64_t(positions[r]) * (dim / 2), slots[r], k_cache, v_cache, a);                                  \
+  }
+EXPORT(float, f32)
+EXPORT(bf16, bf16)

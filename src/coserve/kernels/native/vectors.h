@@ -1,0 +1,155 @@
+// What the kernels share: vectors of the processor's own width, bfloat16, and the choice of a processor's functions.
+//
+// A kernel is a template over L, the floats in a vector; LEVELS makes a function of it for each width, compiled for
+// the instructions that go with it, and `level()` tells at run time which one this processor takes. (The compiler's
+// own vectors are used, but never wider than a register: it splits wider ones badly.)
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+
+struct bf16 {
+  uint16_t bits;
+};
+
+enum Level { plain, avx2, avx512 };
+
+INLINE Level level() {
+#ifdef AVX2
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
+#endif
+  return plain;
+}
+
+// LEVELS(f, (parameters), body<L>) defines f_plain, f_avx2 and f_avx512; CHOOSE(f) is the one for this processor.
+#ifdef AVX2
+#define LEVELS(NAME, PARAMETERS, ...)                                \
+  void NAME##_plain PARAMETERS { constexpr int L = 4; __VA_ARGS__; } \
+  AVX2 void NAME##_avx2 PARAMETERS { constexpr int L = 8; __VA_ARGS__; } \
+  AVX512 void NAME##_avx512 PARAMETERS { constexpr int L = 16; __VA_ARGS__; }
+#define CHOOSE(NAME) (level() == avx512 ? NAME##_avx512 : level() == avx2 ? NAME##_avx2 : NAME##_plain)
+#else
+#define LEVELS(NAME, PARAMETERS, ...) \
+  void NAME##_plain PARAMETERS { constexpr int L = 4; __VA_ARGS__; }
+#define CHOOSE(NAME) NAME##_plain
+#endif
+
+template <int L>
+struct Lanes {
+  typedef float Floats __attribute__((vector_size(4 * L)));
+  typedef int32_t Ints __attribute__((vector_size(4 * L)));
+  typedef uint32_t Words __attribute__((vector_size(4 * L)));
+  typedef uint16_t Halves __attribute__((vector_size(2 * L)));
+};
+template <int L>
+using Vec = typename Lanes<L>::Floats;
+
+template <int L>
+INLINE Vec<L> load(const float* p) {
+  Vec<L> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <int L>
+INLINE Vec<L> load(const bf16* p) {
+  typename Lanes<L>::Halves h;
+  std::memcpy(&h, p, sizeof h);
+  return (Vec<L>)(__builtin_convertvector(h, typename Lanes<L>::Words) << 16);
+}
+
+template <int L>
+INLINE typename Lanes<L>::Halves halves(Vec<L> v) {  // round to nearest, ties to even
+  auto u = (typename Lanes<L>::Words)v;
+  u += 0x7fff + ((u >> 16) & 1);
+  return __builtin_convertvector(u >> 16, typename Lanes<L>::Halves);
+}
+template <int L>
+INLINE void store(float* p, Vec<L> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <int L>
+INLINE void store(bf16* p, Vec<L> v) {
+  auto h = halves<L>(v);
+  std::memcpy(p, &h, sizeof h);
+}
+
+// A value as it is after a visit to memory in that format.
+template <int L>
+INLINE Vec<L> rounded(Vec<L> v, const float*) {
+  return v;
+}
+template <int L>
+INLINE Vec<L> rounded(Vec<L> v, const bf16*) {
+  return (Vec<L>)(__builtin_convertvector(halves<L>(v), typename Lanes<L>::Words) << 16);
+}
+
+// The first n < L elements; the rest are zero.
+template <int L, class T>
+INLINE Vec<L> load_tail(const T* p, int n) {
+  T padded[L] = {};
+  std::memcpy(padded, p, n * sizeof(T));
+  return load<L>(padded);
+}
+template <int L, class T>
+INLINE void store_tail(T* p, Vec<L> v, int n) {
+  T padded[L];
+  store<L>(padded, v);
+  std::memcpy(p, padded, n * sizeof(T));
+}
+
+template <int L>
+INLINE float sum(Vec<L> v) {
+  float t[L];
+  store<L>(t, v);
+  for (int width = L / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) t[i] += t[i + width];
+  return t[0];
+}
+template <int L>
+INLINE float largest(Vec<L> v) {
+  float t[L];
+  store<L>(t, v);
+  for (int width = L / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) t[i] = t[i] > t[i + width] ? t[i] : t[i + width];
+  return t[0];
+}
+
+// exp(x) for x <= 0, to about 1e-7 relative; zero below -87.
+template <int L>
+INLINE Vec<L> exp_negative(Vec<L> x) {
+  using Ints = typename Lanes<L>::Ints;
+  Vec<L> clamped = x < -87.0f ? Vec<L>{} - 87.0f : x;
+  Ints n = __builtin_convertvector(clamped * 1.44269504f - 0.5f, Ints);  // towards zero: to nearest, for x <= 0
+  Vec<L> f = __builtin_convertvector(n, Vec<L>);
+  Vec<L> r = clamped - f * 0.693359375f + f * 2.12194440e-4f;
+  Vec<L> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  Vec<L> scaled = p * (Vec<L>)((n + 127) << 23);
+  return x < -87.0f ? Vec<L>{} : scaled;
+}
+
+// A thread's own memory of at least n floats, for as long as the call takes.
+INLINE float* scratch_floats(size_t n) {
+  static thread_local std::vector<float> buffer;
+  if (buffer.size() < n) buffer.resize(n);
+  return buffer.data();
+}
