@@ -3,7 +3,8 @@
 LoRA of rank 16 on all linear layers, AdamW, all tokens learnt. `peft` is the loop that users write: a
 `transformers` model with gradient checkpointing, `peft`'s adapters, one optimizer step for a batch;
 `peft-no-checkpointing` keeps all activations instead, which takes more memory and saves a forward pass. All
-run in one process, in turn.
+run in one process, in turn, and compute in the format that coserve chooses on this machine (`--dtype auto`):
+on a CPU without bfloat16 arithmetic the loop is several times slower in the checkpoint's own.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from benchmarks.report import Row, medians, paired_ratio, print_table, progress,
 from benchmarks.training_load import TrainingShape, new_trainer
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
+from coserve.models.dtype import auto_dtype
 from coserve.training import TrainingEvent, TrainSequence
 from coserve.training.run import machine_for
 
@@ -80,12 +82,12 @@ class Ours:
 class PeftLoop:
     """What a user writes with `transformers` and `peft`, without a trainer's framework around it."""
 
-    def __init__(self, model: BenchmarkModel, shape: TrainingShape, *, checkpointing: bool):
+    def __init__(self, model: BenchmarkModel, shape: TrainingShape, dtype: torch.dtype, *, checkpointing: bool):
         import peft
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        base = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype="auto", use_cache=False)
+        base = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, use_cache=False)
         if checkpointing:
             # The newer name, where there is one.
             getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)()
@@ -120,7 +122,8 @@ class PeftLoop:
 def new_peer(name: str, model: BenchmarkModel, shape: TrainingShape) -> Peer:
     if name == OURS:
         return Ours(model, shape)
-    return PeftLoop(model, shape, checkpointing=name == PEFT)
+    dtype = auto_dtype(ModelConfig.from_directory(model.path))
+    return PeftLoop(model, shape, dtype, checkpointing=name == PEFT)
 
 
 def measure(

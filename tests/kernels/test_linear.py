@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from coserve.kernels import LoraLayer, LoraRows, LoraWeights, linear, lora_linear
-from coserve.kernels.linear import linear_gradient_only
 from coserve.kernels.native import kernel
 
 # (rows, weights)
@@ -65,32 +64,74 @@ def test_a_row_of_a_product_is_the_same_to_the_bit_in_any_company(x_dtype, w_dty
 
 
 @pytest.mark.parametrize("w_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("rows", "n", "k"), [*ODD_SHAPES, (20, 1100, 70)])
+@pytest.mark.parametrize(("rows", "n", "k"), [*ODD_SHAPES, (20, 1100, 70), (300, 33, 70)])
 def test_gradients_equal_autograds_in_float64(w_dtype, rows, n, k):
     x, weight, bias = make(rows, n, k, torch.float32, w_dtype)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     oracle = [t.detach().double().requires_grad_() for t in leaves]
     grad = torch.randn(rows, n)
     (oracle[0] @ oracle[1].t() + oracle[2]).backward(grad.double())
-    for product in (linear, linear_gradient_only):
+    close(linear(*leaves), oracle[0] @ oracle[1].t() + oracle[2])
+    for gradient_only in (False, True):
         for leaf in leaves:
             leaf.grad = None
-        product(*leaves).backward(grad)
+        lora_linear(*leaves, [("q_proj", 0, n)], [], gradient_only=gradient_only).backward(grad)
         for leaf, wanted in zip(leaves, oracle, strict=True):
             close(leaf.grad, wanted.grad)
 
 
-def test_a_product_for_its_gradient_only_is_zero():
-    x, weight, bias = make(3, 4, 5, torch.float32, torch.float32)
-    assert not linear_gradient_only(x.requires_grad_(), weight, bias).any()
+class HalfDropped:
+    """Every other input of a module is dropped."""
+
+    def __call__(self, module: str, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.tensor([0.0, 2.0]).repeat(x.shape[1] // 2)
 
 
-def test_lora_adds_to_its_own_rows_and_columns():
+def oracle_of(x, weight, a, b, dropped):
+    wanted = x @ weight.t()
+    inputs = HalfDropped()("", x) if dropped else x
+    delta = torch.zeros_like(wanted)
+    delta[:, 8:] = 0.5 * (inputs @ a.t() @ b.t())
+    return wanted + delta
+
+
+PARTS = [("gate_proj", 0, 8), ("up_proj", 8, 12)]
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_lora_adds_to_its_own_rows_and_columns(dropped):
     x, weight, _ = make(6, 12, 8, torch.float32, torch.float32)
     a, b = torch.randn(2, 8), torch.randn(4, 2)
-    layer = LoraLayer({"up_proj": LoraWeights(a, b, 0.5)})
-    parts = [("gate_proj", 0, 8), ("up_proj", 8, 12)]
-    actual = lora_linear(x, weight, None, parts, [LoraRows(1, 4, layer)])
+    layer = LoraLayer({"up_proj": LoraWeights(a, b, 0.5)}, HalfDropped() if dropped else None)
+    with torch.no_grad():
+        actual = lora_linear(x, weight, None, PARTS, [LoraRows(1, 4, layer)])
     wanted = x.double() @ weight.double().t()
-    wanted[1:4, 8:] += 0.5 * (x[1:4].double() @ a.double().t() @ b.double().t())
+    wanted[1:4] = oracle_of(x[1:4].double(), weight.double(), a.double(), b.double(), dropped)
     close(actual, wanted)
+
+
+@pytest.mark.parametrize("rows", [6, 300])
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize("w_dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_lora_equal_autograds_in_float64(w_dtype, dropped, rows):
+    x, weight, _ = make(rows, 12, 8, torch.float32, w_dtype)
+    leaves = [t.requires_grad_() for t in (x, torch.randn(2, 8), torch.randn(4, 2))]
+    oracle = [t.detach().double().requires_grad_() for t in leaves]
+    layer = LoraLayer({"up_proj": LoraWeights(*leaves[1:], 0.5)}, HalfDropped() if dropped else None)
+    grad = torch.randn(rows, 12)
+    wanted = oracle_of(oracle[0], weight.double(), *oracle[1:], dropped)
+    wanted.backward(grad.double())
+    for gradient_only in (False, True):
+        for leaf in leaves:
+            leaf.grad = None
+        y = lora_linear(x, weight, None, PARTS, [LoraRows(0, rows, layer)], gradient_only=gradient_only)
+        y.backward(grad)
+        assert not y.any() if gradient_only else close(y, wanted) is None
+        for leaf, o in zip(leaves, oracle, strict=True):
+            close(leaf.grad, o.grad)
+
+
+def test_gradients_through_an_adapter_on_some_rows_are_refused():
+    x, weight, _ = make(6, 12, 8, torch.float32, torch.float32)
+    with pytest.raises(ValueError, match="one adapter on all rows"):
+        lora_linear(x.requires_grad_(), weight, None, PARTS, [LoraRows(0, 3, LoraLayer({}))])

@@ -1,4 +1,4 @@
-"""Matrix products whose rows do not know their neighbours, and LoRA on top of them."""
+"""Matrix products whose rows do not know their neighbours, LoRA on top of them, and the gradients of both."""
 
 from __future__ import annotations
 
@@ -13,38 +13,148 @@ from coserve.kernels.native import kernel, pointer
 
 # Float32 BLAS works through rows in fours; what is left over takes another path, with another order of summation.
 _ROWS = 4
+# From so many rows on, BLAS on widened weights is worth the widening. For training alone: its order of summation is
+# another one, and may depend on the number of rows.
+_MANY_ROWS = 256
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [rows, in] @ weight [out, in].T + bias [out]. A row's result does not depend on how many rows there are.
+    """x [rows, in] @ weight [out, in].T + bias [out]. Differentiable.
 
-    Float32 rows may meet bfloat16 weights: those are widened on their way into the product. Differentiable.
+    Float32 rows may meet bfloat16 weights: those are widened on their way into the product. Without gradients, a row's
+    result does not depend on how many rows there are.
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _Linear.apply(x, weight, bias, True)
+        return _Linear.apply(x, weight, bias, True, None, ())
     return _product(x, weight, bias)
 
 
-def linear_gradient_only(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Stands for `linear` where a layer is recomputed for its gradients and nobody reads the output: it is zero."""
-    return _Linear.apply(x, weight, bias, False)
+@dataclass(frozen=True)
+class LoraWeights:
+    """One module's adapter: x -> scaling * (x @ a.T) @ b.T with a [r, in], b [out, r] (Hu et al., 2021)."""
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """A layer's adapters by module name ("q_proj", ...). `dropout(module, x)` drops from the adapter's input."""
+
+    modules: Mapping[str, LoraWeights]
+    dropout: Callable[[str, Tensor], Tensor] | None = None
+
+    def dropped(self, module: str, x: Tensor) -> Tensor:
+        """The module's input. Linear in x, so that it is its own gradient."""
+        return x if self.dropout is None else self.dropout(module, x)
+
+    def delta(self, module: str, x: Tensor) -> Tensor | None:
+        """What the adapter adds to the module's output; not differentiable."""
+        lora = self.modules.get(module)
+        if lora is None:
+            return None
+        return _product(_product(self.dropped(module, x), lora.a, None), lora.b, None) * lora.scaling
+
+
+@dataclass(frozen=True)
+class LoraRows:
+    """Rows [start, end) of a batch, and the adapter that they go through."""
+
+    start: int
+    end: int
+    layer: LoraLayer
+
+
+Parts = Sequence[tuple[str, int, int]]  # each module's columns of the output: (name, first, last + 1)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    parts: Parts,
+    loras: Sequence[LoraRows],
+    *,
+    gradient_only: bool = False,
+) -> Tensor:
+    """A linear layer of one or more modules side by side, with adapters on some of its rows.
+
+    Differentiable with one adapter on all rows, or none. `gradient_only`: nobody reads the output, only what flows back
+    through it; then it is zero.
+    """
+    if torch.is_grad_enabled():
+        layer = _adapter_of_all(loras, x.shape[0])
+        adapted = [part for part in parts if layer is not None and part[0] in layer.modules]
+        leaves = [t for name, _, _ in adapted for t in (layer.modules[name].a, layer.modules[name].b)]  # type: ignore[union-attr]
+        return _Linear.apply(x, weight, bias, not gradient_only, layer, adapted, *leaves)
+    y = _product(x, weight, bias)
+    for rows in loras:
+        inputs = x[rows.start : rows.end]
+        for name, first, last in parts:
+            delta = rows.layer.delta(name, inputs)
+            if delta is not None:
+                y[rows.start : rows.end, first:last] += delta
+    return y
+
+
+def _adapter_of_all(loras: Sequence[LoraRows], rows: int) -> LoraLayer | None:
+    if not loras:
+        return None
+    if len(loras) > 1 or (loras[0].start, loras[0].end) != (0, rows):
+        raise ValueError("gradients flow through one adapter on all rows, or through none")
+    return loras[0].layer
 
 
 class _Linear(torch.autograd.Function):
-    """The product, or zeros for it; the true gradients backward."""
+    """A product (or zeros for it), adapters on some of its columns, and the gradients of all of them.
+
+    Autograd would copy the whole output for each adapter that adds to a part of it.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, wanted: bool) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        ctx.bias = bias is not None and bias.requires_grad
-        return _product(x, weight, bias) if wanted else x.new_zeros(1).expand(x.shape[0], weight.shape[0])
+    def forward(  # type: ignore[override]
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        wanted: bool,
+        layer: LoraLayer | None,
+        adapted: Parts,
+        *leaves: Tensor,
+    ) -> Tensor:
+        many = x.shape[0] >= _MANY_ROWS
+        wide = weight.to(x.dtype) if many else weight
+        if not wanted:
+            y = x.new_zeros(1).expand(x.shape[0], weight.shape[0])
+        else:
+            y = F.linear(x, wide, bias) if many else _product(x, weight, bias)
+        reduced = []
+        for (name, first, last), a, b in zip(adapted, leaves[::2], leaves[1::2], strict=True):
+            assert layer is not None
+            reduced.append(layer.dropped(name, x) @ a.t())
+            if wanted:
+                y[:, first:last].addmm_(reduced[-1], b.t(), alpha=layer.modules[name].scaling)
+        keep_x = x if adapted or weight.requires_grad else None
+        ctx.save_for_backward(keep_x, wide, *leaves, *reduced)
+        ctx.weight_dtype, ctx.layer, ctx.adapted = weight.dtype, layer, adapted
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        dx = _input_gradient(grad, weight) if ctx.needs_input_grad[0] else None
-        dw = (grad.t() @ x).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        return dx, dw, grad.sum(0) if ctx.bias else None, None
+        x, weight, *rest = ctx.saved_tensors
+        leaves, reduced = rest[: 2 * len(ctx.adapted)], rest[2 * len(ctx.adapted) :]
+        want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
+        dx = _input_gradient(grad, weight) if want_x else None
+        dw = (grad.t() @ x).to(ctx.weight_dtype) if want_weight else None
+        gradients: list[Tensor] = []
+        for (name, first, last), a, b, z in zip(ctx.adapted, leaves[::2], leaves[1::2], reduced, strict=True):
+            part, scaling = grad[:, first:last], ctx.layer.modules[name].scaling
+            dz = (part @ b).mul_(scaling)
+            gradients += (dz.t() @ ctx.layer.dropped(name, x), (part.t() @ z).mul_(scaling))
+            if dx is not None:
+                dx += ctx.layer.dropped(name, dz @ a)
+        return dx, dw, grad.sum(0) if want_bias else None, None, None, None, *gradients
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,67 +176,11 @@ def _product_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """grad [rows, out] @ weight [out, in]."""
-    run = kernel("linear_input_gradient", weight.dtype) if grad.dtype == torch.float32 else None
+    few = grad.dtype == torch.float32 and grad.shape[0] < _MANY_ROWS
+    run = kernel("linear_input_gradient", weight.dtype) if few else None
     if run is None:
         return grad @ weight.to(grad.dtype)
     grad, weight = grad.contiguous(), weight.contiguous()
     dx = grad.new_empty(grad.shape[0], weight.shape[1])
     run(pointer(grad), pointer(weight), pointer(dx), grad.shape[0], *weight.shape)
     return dx
-
-
-@dataclass(frozen=True)
-class LoraWeights:
-    """One module's adapter: x -> scaling * (x @ a.T) @ b.T with a [r, in], b [out, r] (Hu et al., 2021)."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
-
-
-@dataclass(frozen=True)
-class LoraLayer:
-    """A layer's adapters by module name ("q_proj", ...). `dropout(module, x)` drops from the adapter's input."""
-
-    modules: Mapping[str, LoraWeights]
-    dropout: Callable[[str, Tensor], Tensor] | None = None
-
-    def delta(self, module: str, x: Tensor) -> Tensor | None:
-        lora = self.modules.get(module)
-        if lora is None:
-            return None
-        if self.dropout is not None:
-            x = self.dropout(module, x)
-        return linear(linear(x, lora.a), lora.b) * lora.scaling
-
-
-@dataclass(frozen=True)
-class LoraRows:
-    """Rows [start, end) of a batch, and the adapter that they go through."""
-
-    start: int
-    end: int
-    layer: LoraLayer
-
-
-def lora_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    parts: Sequence[tuple[str, int, int]],
-    loras: Sequence[LoraRows],
-    *,
-    gradient_only: bool = False,
-) -> Tensor:
-    """A linear layer of one or more modules side by side, with adapters on some of its rows.
-
-    `parts` names each module's columns of the output: (name, first, last + 1).
-    """
-    y = linear_gradient_only(x, weight, bias).clone() if gradient_only else linear(x, weight, bias)
-    for rows in loras:
-        inputs = x[rows.start : rows.end]
-        for name, first, last in parts:
-            delta = rows.layer.delta(name, inputs)
-            if delta is not None:
-                y[rows.start : rows.end, first:last] += delta
-    return y
