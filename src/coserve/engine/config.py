@@ -24,7 +24,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None  # None: a quarter of the free memory, at most 4 GiB
     protect: Protect = 1.10
     ttft_goal: float = 1.0  # seconds
-    itl_goal: float = 0.1  # seconds
+    itl_goal: float = 0.1  # seconds; while others wait for their next token, prompts are cut to keep to it
     train_tokens: int = 4096  # the largest micro-batch that background work may hold
 
     def __post_init__(self) -> None:

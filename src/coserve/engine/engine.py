@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 STEP = "step"  # the estimator's name for a forward pass
+_SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.05)  # seconds
 _MAX_CACHE_BYTES = 4 << 30
 
@@ -318,13 +319,28 @@ class Engine:
 
     def step(self) -> None:
         """One forward pass: decode, prefill and train segments together; then the slack."""
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self._max_tokens())
         segments = [segment for _, segment in plan]
         alone = self._predict(segments)
         ride = self._ride(segments, alone)
         seconds, sampled = self._run(plan, ride, alone)
         self._settle(plan, sampled)
         self._use_slack(min(alone, seconds))
+
+    def _max_tokens(self) -> int:
+        """Tokens of the next step: beside requests that decode, as long chunks of prompts as the ITL goal allows."""
+        waiting = self.scheduler.decoding()
+        most = self.config.max_batch_tokens
+        if not waiting:
+            return most
+        context = sum(len(r.tokens) for r in waiting)
+        smallest = min(most, len(waiting) + _SMALLEST_CHUNK)
+
+        def fits(rows: int) -> bool:
+            work = self._work(rows, context, context, len(waiting))
+            return self.estimator.seconds(STEP, rows, work) <= self.config.itl_goal
+
+        return _largest(smallest, most, fits)
 
     def _run(
         self, plan: Sequence[tuple[ActiveRequest, Segment]], ride: Ride | None, alone: float
@@ -448,11 +464,9 @@ class Engine:
         if not self._background:
             return None
         budget = alone + self._allowance(alone)
-        low, high = 0, self.config.max_batch_tokens - sum(len(s.tokens) for s in segments)
-        while low < high:  # the largest number of rows that is predicted to fit
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._predict(segments, middle) <= budget else (low, middle - 1)
-        return self._guard(lambda work: work.ride(low)) if low else None
+        most = self.config.max_batch_tokens - sum(len(s.tokens) for s in segments)
+        rows = _largest(0, most, lambda rows: self._predict(segments, rows) <= budget)
+        return self._guard(lambda work: work.ride(rows)) if rows else None
 
     def _allowance(self, alone: float) -> float:
         """Seconds by which this step may grow for training's sake."""
@@ -634,3 +648,11 @@ class Engine:
                 hidden = self.decoder.forward(batch.token_ids, batch.layout, self.cache)
                 self.decoder.logits(hidden[batch.logit_rows]).argmax(-1).tolist()
             self.estimator.observe(STEP, rows, work, time.perf_counter() - started)
+
+
+def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
+    """The largest number in [low, high] that fits, or `low`; larger ones fit worse."""
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

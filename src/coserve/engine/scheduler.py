@@ -30,11 +30,18 @@ class Scheduler:
     def add(self, request: ActiveRequest) -> None:
         self.waiting.append(request)
 
-    def plan(self) -> list[tuple[ActiveRequest, Segment]]:
-        """The next step's inference segments, those of one adapter side by side. Takes the blocks they need."""
+    def decoding(self) -> list[ActiveRequest]:
+        """The requests that get a token from every step."""
+        return [r for r in self.running if r.decoding]
+
+    def plan(self, max_tokens: int) -> list[tuple[ActiveRequest, Segment]]:
+        """The next step's inference segments, those of one adapter side by side. Takes the blocks they need.
+
+        `max_tokens`: of decoding requests and chunks of prompts together; requests that decode all go along.
+        """
         chosen: list[tuple[ActiveRequest, Segment]] = []
-        budget = self.config.max_batch_tokens
-        for request in [r for r in self.running if r.decoding]:
+        budget = max_tokens
+        for request in self.decoding():
             if request in self.running and self._grow(request, len(request.tokens)):
                 chosen.append((request, self._segment(request, 1)))
         # A later request's decode may have been preempted for an earlier one's block after it was chosen.
