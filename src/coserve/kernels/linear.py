@@ -76,14 +76,16 @@ def lora_linear(
     parts: Parts,
     loras: Sequence[LoraRows],
     *,
+    exact: bool = True,
     gradient_only: bool = False,
 ) -> Tensor:
     """A linear layer of one or more modules side by side, with adapters on some of its rows.
 
-    Differentiable with one adapter on all rows, or none. `gradient_only`: nobody reads the output, only what flows back
-    through it; then it is zero.
+    `exact`: a row's result does not depend on how many rows there are. Otherwise, and where gradients are enabled, the
+    faster of two products is taken; then there must be one adapter on all rows, or none. `gradient_only`: nobody reads
+    the output, only what flows back through it; it is zero.
     """
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or not exact:
         layer = _adapter_of_all(loras, x.shape[0])
         adapted = [part for part in parts if layer is not None and part[0] in layer.modules]
         leaves = [t for name, _, _ in adapted for t in (layer.modules[name].a, layer.modules[name].b)]  # type: ignore[union-attr]

@@ -1,6 +1,6 @@
 """Norms, activation, RoPE with the KV write, and paged attention: native on CPU where built, else PyTorch's ops.
 
-None of these is differentiable in its native form; where gradients are wanted, the reference runs.
+With gradients enabled, norms and activation are those of `differentiable`; the others have none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ctypes import c_float, c_int64
 import torch
 from torch import Tensor
 
-from coserve.kernels import reference
+from coserve.kernels import differentiable, reference
 from coserve.kernels.native import kernel, pointer
 from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
 
@@ -18,7 +18,9 @@ from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [rows, n] -> [rows, n]."""
     run = kernel("rms_norm", x.dtype)
-    if run is None or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        return differentiable.rms_norm(x, weight, eps)
+    if run is None:
         return reference.rms_norm(x, weight, eps)
     x = x.contiguous()
     out = torch.empty_like(x)
@@ -29,7 +31,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def silu_and_mul(x: Tensor) -> Tensor:
     """x [rows, 2n] -> [rows, n]: silu of the first half times the second."""
     run = kernel("silu_and_mul", x.dtype)
-    if run is None or torch.is_grad_enabled():
+    if torch.is_grad_enabled():
+        return differentiable.silu_and_mul(x)
+    if run is None:
         return reference.silu_and_mul(x)
     out = x.new_empty(x.shape[0], x.shape[1] // 2)
     run(pointer(x), pointer(out), x.shape[0], x.shape[1] // 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,15 +39,18 @@ def split_heads(
     eps: float,
     cos: Tensor,
     sin: Tensor,
+    *,
+    norm: Callable[[Tensor, Tensor, float], Tensor] = rms_norm,
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor] = rotate,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """qkv [rows, (heads + 2 kv_heads) * dim] -> q, k, v [rows, heads, dim], q and k normed (if asked) and rotated."""
     rows = qkv.shape[0]
     q, k, v = qkv.view(rows, heads + 2 * kv_heads, -1).split((heads, kv_heads, kv_heads), dim=1)
     if q_norm is not None:
-        q = rms_norm(q, q_norm, eps)
+        q = norm(q, q_norm, eps)
     if k_norm is not None:
-        k = rms_norm(k, k_norm, eps)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
+        k = norm(k, k_norm, eps)
+    return turn(q, cos, sin), turn(k, cos, sin), v
 
 
 def rope_and_store(

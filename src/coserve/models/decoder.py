@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coserve import kernels
 from coserve.errors import ModelError
-from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, lora_linear, reference
+from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, differentiable, lora_linear, reference
 from coserve.models.config import ModelConfig
 from coserve.models.cost import ModelCost
 from coserve.models.dtype import auto_dtype, weight_dtype
@@ -46,9 +46,11 @@ class Linear:
         self.weight = torch.cat(list(modules.values())) if len(modules) > 1 else next(iter(modules.values()))
         self.bias = torch.cat([biases[name] for name in modules]) if biases else None
 
-    def __call__(self, x: Tensor, loras: Sequence[LoraRows] = (), *, gradient_only: bool = False) -> Tensor:
-        """`gradient_only`: the result is not needed, only what flows back through it."""
-        return lora_linear(x, self.weight, self.bias, self.parts, loras, gradient_only=gradient_only)
+    def __call__(
+        self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True, gradient_only: bool = False
+    ) -> Tensor:
+        """`exact`, `gradient_only`: see `lora_linear`."""
+        return lora_linear(x, self.weight, self.bias, self.parts, loras, exact=exact, gradient_only=gradient_only)
 
 
 class DecoderLayer:
@@ -90,9 +92,9 @@ class DecoderLayer:
         self.q_norm = own("self_attn.q_norm.weight", (dim,)) if config.qk_norm else None
         self.k_norm = own("self_attn.k_norm.weight", (dim,)) if config.qk_norm else None
 
-    def project_qkv(self, x: Tensor, loras: Sequence[LoraRows] = ()) -> Tensor:
+    def project_qkv(self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True) -> Tensor:
         """x [rows, hidden] -> [rows, (heads + 2 kv_heads) * head_dim], before head norms and RoPE."""
-        return self.qkv(kernels.rms_norm(x, self.input_norm, self.config.rms_norm_eps), loras)
+        return self.qkv(kernels.rms_norm(x, self.input_norm, self.config.rms_norm_eps), loras, exact=exact)
 
     def split_heads(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Differentiable: q, k, v [rows, heads, head_dim], ready for attention. cos, sin [rows, head_dim / 2]."""
@@ -106,19 +108,27 @@ class DecoderLayer:
             c.rms_norm_eps,
             cos,
             sin,
+            norm=differentiable.rms_norm,
+            turn=differentiable.rotate,
         )
 
     def finish(
-        self, x: Tensor, attended: Tensor, loras: Sequence[LoraRows] = (), *, gradient_only: bool = False
+        self,
+        x: Tensor,
+        attended: Tensor,
+        loras: Sequence[LoraRows] = (),
+        *,
+        exact: bool = True,
+        gradient_only: bool = False,
     ) -> Tensor:
         """x [rows, hidden] and attention's result [rows, heads * head_dim] -> the layer's output [rows, hidden].
 
         `gradient_only`: a recomputation for the backward, which needs everything but the last product's value.
         """
-        h = x + self.o(attended, loras)
+        h = x + self.o(attended, loras, exact=exact)
         normed = kernels.rms_norm(h, self.post_norm, self.config.rms_norm_eps)
-        activated = kernels.silu_and_mul(self.gate_up(normed, loras))
-        return h + self.down(activated, loras, gradient_only=gradient_only)
+        activated = kernels.silu_and_mul(self.gate_up(normed, loras, exact=exact))
+        return h + self.down(activated, loras, exact=exact, gradient_only=gradient_only)
 
     def forward(
         self,
@@ -127,11 +137,16 @@ class DecoderLayer:
         cache: KVCache,
         rope: tuple[Tensor, Tensor],
         loras: Sequence[LoraRows] = (),
+        *,
+        exact: bool = True,
     ) -> Tensor:
-        """One layer over a batch's rows, without gradients; writes this layer's keys and values into the cache."""
+        """One layer over a batch's rows, without gradients; writes this layer's keys and values into the cache.
+
+        `exact`: a row's numbers do not depend on its company, as those who are served may expect.
+        """
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
-        qkv = self.project_qkv(x, loras)
+        qkv = self.project_qkv(x, loras, exact=exact)
         kernels.rope_and_store(
             qkv,
             self.q_norm,
@@ -147,7 +162,7 @@ class DecoderLayer:
         attended = kernels.paged_attention(
             qkv, layout, cache, self.index, heads, kv_heads, c.head_dim**-0.5, self.window
         )
-        return self.finish(x, attended, loras)
+        return self.finish(x, attended, loras, exact=exact)
 
     def tensors(self) -> dict[str, Tensor]:
         """This layer's own tensors by a short name; the ones that full training updates."""

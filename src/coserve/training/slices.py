@@ -205,7 +205,8 @@ class Pass:
                 x = inputs[layer, first:last]
                 for index in range(layer, end):
                     loras = [LoraRows(0, last - first, adapter[index])] if adapter else []
-                    x = decoder.layers[index].forward(x, batch.layout, self.m.cache, decoder.rope, loras)
+                    block = decoder.layers[index]
+                    x = block.forward(x, batch.layout, self.m.cache, decoder.rope, loras, exact=False)
                     inputs[index + 1, first:last] = x
             if end == len(decoder.layers):
                 self._row = last

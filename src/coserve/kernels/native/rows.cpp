@@ -1,4 +1,4 @@
-// Norms, activation, and RoPE with the KV write: each row by itself.
+// Norms, activation, and RoPE with the KV write, and the gradients of the three: each row by itself.
 //
 // The kernels here and in the other files work on raw pointers: no link against PyTorch, and no OpenMP runtime of their
 // own (the symbols resolve to the one that PyTorch has loaded, so there is one pool of threads). Every row is computed
@@ -28,6 +28,31 @@ INLINE void norm_row(const T* x, const T* weight, T* out, int n, float eps) {
   }
 }
 
+// The gradient of x: with r = 1 / rms and u = g * weight,  dx = r * (u - x * r^2 * mean(u * x)).
+template <int L, class T>
+INLINE void norm_gradient_row(const T* x, const T* weight, const T* g, T* dx, int n, float eps) {
+  Vec<L> squares = {}, products = {};
+  int i = 0;
+  for (; i + L <= n; i += L) {
+    Vec<L> v = load<L>(x + i);
+    squares += v * v;
+    products += load<L>(g + i) * load<L>(weight + i) * v;
+  }
+  const int rest = n - i;
+  if (rest) {
+    Vec<L> v = load_tail<L>(x + i, rest);
+    squares += v * v;
+    products += load_tail<L>(g + i, rest) * load_tail<L>(weight + i, rest) * v;
+  }
+  const float r = 1.0f / std::sqrt(sum<L>(squares) / n + eps), along = r * r * sum<L>(products) / n;
+  for (i = 0; i + L <= n; i += L)
+    store<L>(dx + i, (load<L>(g + i) * load<L>(weight + i) - load<L>(x + i) * along) * r);
+  if (rest) {
+    Vec<L> u = load_tail<L>(g + i, rest) * load_tail<L>(weight + i, rest);
+    store_tail<L>(dx + i, (u - load_tail<L>(x + i, rest) * along) * r, rest);
+  }
+}
+
 template <int L, class T>
 INLINE Vec<L> silu(Vec<L> g, const T* like) {
   Vec<L> e = exp_negative<L>(g < 0.0f ? g : -g);  // exp(-|g|)
@@ -45,6 +70,30 @@ INLINE void silu_row(const T* gate, const T* up, T* out, int n) {
   }
 }
 
+// Gradients of gate and up. With s the sigmoid of gate:  silu' = s * (1 + gate * (1 - s)).
+template <int L>
+INLINE void silu_gradient(Vec<L> gate, Vec<L> up, Vec<L> g, Vec<L>& d_gate, Vec<L>& d_up) {
+  Vec<L> e = exp_negative<L>(gate < 0.0f ? gate : -gate);
+  Vec<L> s = (gate < 0.0f ? e : Vec<L>{} + 1.0f) / (e + 1.0f);
+  d_up = g * gate * s;
+  d_gate = g * up * s * (gate * (1.0f - s) + 1.0f);
+}
+template <int L, class T>
+INLINE void silu_gradient_row(const T* x, const T* g, T* dx, int n) {  // x, dx: gate [n], then up [n]
+  Vec<L> d_gate, d_up;
+  int i = 0;
+  for (; i + L <= n; i += L) {
+    silu_gradient<L>(load<L>(x + i), load<L>(x + n + i), load<L>(g + i), d_gate, d_up);
+    store<L>(dx + i, d_gate);
+    store<L>(dx + n + i, d_up);
+  }
+  if (const int rest = n - i) {
+    silu_gradient<L>(load_tail<L>(x + i, rest), load_tail<L>(x + n + i, rest), load_tail<L>(g + i, rest), d_gate, d_up);
+    store_tail<L>(dx + i, d_gate, rest);
+    store_tail<L>(dx + n + i, d_up, rest);
+  }
+}
+
 template <int L, class T>
 INLINE void rotate(T* head, const float* cos, const float* sin, int half) {
   int i = 0;
@@ -59,6 +108,11 @@ INLINE void rotate(T* head, const float* cos, const float* sin, int half) {
     store_tail<L>(head + i, a * c - b * s, rest);
     store_tail<L>(head + half + i, b * c + a * s, rest);
   }
+}
+
+template <int L, class T>
+INLINE void rotate_row(T* row, const float* cos, const float* sin, int heads, int dim) {
+  for (int h = 0; h < heads; h++) rotate<L>(row + h * dim, cos, sin, dim / 2);
 }
 
 struct RopeArgs {
@@ -88,6 +142,11 @@ INLINE void rope_row(T* row, const T* q_norm, const T* k_norm, const float* cos,
 #define INSTANTIATE(T, S)                                                                                             \
   LEVELS(norm_##S, (const T* x, const T* w, T* out, int n, float eps), norm_row<L>(x, w, out, n, eps))                \
   LEVELS(silu_##S, (const T* gate, const T* up, T* out, int n), silu_row<L>(gate, up, out, n))                        \
+  LEVELS(norm_gradient_##S, (const T* x, const T* w, const T* g, T* dx, int n, float eps),                            \
+         norm_gradient_row<L>(x, w, g, dx, n, eps))                                                                   \
+  LEVELS(silu_gradient_##S, (const T* x, const T* g, T* dx, int n), silu_gradient_row<L>(x, g, dx, n))                \
+  LEVELS(rotate_##S, (T * row, const float* cos, const float* sin, int heads, int dim),                               \
+         rotate_row<L>(row, cos, sin, heads, dim))                                                                    \
   LEVELS(rope_##S,                                                                                                    \
          (T * row, const T* q_norm, const T* k_norm, const float* cos, const float* sin, int slot, T* k, T* v,        \
           const RopeArgs& a),                                                                                         \
@@ -109,6 +168,22 @@ INSTANTIATE(bf16, bf16)
     static const auto run = CHOOSE(silu_##S);                                                                         \
     _Pragma("omp parallel for if (int64_t(rows) * n > 32768)") for (int r = 0; r < rows; r++)                         \
         run(x + int64_t(r) * 2 * n, x + int64_t(r) * 2 * n + n, out + int64_t(r) * n, n);                             \
+  }                                                                                                                   \
+  extern "C" void coserve_rms_norm_gradient_##S(const T* x, const T* weight, const T* g, T* dx, int rows, int n,      \
+                                                float eps) {                                                          \
+    static const auto run = CHOOSE(norm_gradient_##S);                                                                \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 32768)") for (int r = 0; r < rows; r++)                         \
+        run(x + int64_t(r) * n, weight, g + int64_t(r) * n, dx + int64_t(r) * n, n, eps);                             \
+  }                                                                                                                   \
+  extern "C" void coserve_silu_and_mul_gradient_##S(const T* x, const T* g, T* dx, int rows, int n) {                 \
+    static const auto run = CHOOSE(silu_gradient_##S);                                                                \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 16384)") for (int r = 0; r < rows; r++)                         \
+        run(x + int64_t(r) * 2 * n, g + int64_t(r) * n, dx + int64_t(r) * 2 * n, n);                                  \
+  }                                                                                                                   \
+  extern "C" void coserve_rotate_##S(T* x, const float* cos, const float* sin, int rows, int heads, int dim) {        \
+    static const auto run = CHOOSE(rotate_##S);                                                                       \
+    _Pragma("omp parallel for if (int64_t(rows) * heads * dim > 32768)") for (int r = 0; r < rows; r++)               \
+        run(x + int64_t(r) * heads * dim, cos + int64_t(r) * (dim / 2), sin + int64_t(r) * (dim / 2), heads, dim);    \
   }                                                                                                                   \
   extern "C" void coserve_rope_and_store_##S(T* qkv, const T* q_norm, const T* k_norm, const float* cos,              \
                                              const float* sin, const int32_t* positions, const int32_t* slots,        \
