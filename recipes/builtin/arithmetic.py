@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - a phrasing is one line
 """Small sums and unit conversions, and the two estimates of the roofline: does it fit, how fast can it be."""
 
 from __future__ import annotations
