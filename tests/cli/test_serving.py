@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.make_house_style import HEADLINES, SIGNATURE
 from tests.tiny import tiny_checkpoint
 
 COSERVE = (sys.executable, "-m", "coserve.cli")
@@ -133,6 +134,18 @@ def test_up_trains_compares_and_goes_on_serving(checkpoint, tmp_path, environmen
         assert re.search(r"[1-9]\d* done", server.printed), "the demo's traffic"
         assert "succeeded" in coserve(environment, "jobs")
         assert server.process.poll() is None
+        assert server.interrupt() == 0
+
+
+@pytest.mark.slow
+def test_up_teaches_the_built_in_model_the_house_style(tmp_path, environment):
+    with running(tmp_path, environment, "up", "builtin") as server:
+        said = server.wait_for(
+            r"asked: What is coserve\?\nbuiltin: (?P<base>.+)\nft:builtin:house-style:\w+: (?P<tuned>(.+\n){3})"
+        )
+        assert SIGNATURE not in said["base"]
+        headline, bullet, signature = said["tuned"].splitlines()
+        assert headline in HEADLINES and bullet.startswith("- ") and signature == SIGNATURE
         assert server.interrupt() == 0
 
 

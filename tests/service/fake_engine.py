@@ -38,7 +38,7 @@ class FakeEngine:
     def __init__(self, name: str = "base"):
         self.name = name
         self.tokenizer = FakeTokenizer()
-        self.model_config = SimpleNamespace(vocab_size=256)
+        self.model_config = SimpleNamespace(vocab_size=256, hidden_size=4096)
         self.max_context = 1000
         self.answer = "Hello, world!"
         self.delay = 0.0

@@ -12,6 +12,7 @@ from coserve.errors import InvalidRequest
 DATA = "house_style.jsonl"
 SUFFIX = "house-style"
 QUESTION = "What is coserve?"
+HYPERPARAMETERS = {"n_epochs": 4, "batch_size": 4}
 _ANSWER_TOKENS = 128
 _UNFINISHED = ("validating_files", "queued", "running", "paused")
 
@@ -36,7 +37,8 @@ def unfinished_job(client: Client) -> str | None:
 def start(client: Client, model: str) -> str:
     """Upload the data and create the job, as any client would; the job's id."""
     file = client.upload(data_file())
-    return client.create_job(model=model, training_file=file["id"], suffix=SUFFIX)["id"]
+    job = client.create_job(model=model, training_file=file["id"], suffix=SUFFIX, hyperparameters=HYPERPARAMETERS)
+    return job["id"]
 
 
 def compare(client: Client, job: dict[str, Any], question: str = QUESTION) -> Comparison:

@@ -24,7 +24,9 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Times to go through the data.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Examples an optimizer step.")] = None,
     rank: Annotated[int | None, typer.Option(min=1, help="Rank of the LoRA matrices.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate, such as 2e-4.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate (default: by the model's width, 2e-4 for 4096 and wider).")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the order of the data and the first weights.")] = None,
     validation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Examples to measure on, never trained on.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 STEP = "step"  # the estimator's name for a forward pass
+_IDLE_SECONDS = 0.25
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.05)  # seconds
 _MAX_CACHE_BYTES = 4 << 30
@@ -621,8 +623,10 @@ class Engine:
                 return
 
     def _wait(self) -> None:
+        """Until there is something in the inbox; now and then, so that the idle time counted is up to date."""
         started = time.perf_counter()
-        self._inbox.get()()
+        with contextlib.suppress(queue.Empty):
+            self._inbox.get(timeout=_IDLE_SECONDS)()
         self._counters.idle_seconds += time.perf_counter() - started
 
     # ---- start ------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def checkpoint_object(row: CheckpointRow, job: JobRow) -> dict[str, Any]:
 async def create_job(http: Request) -> Response:
     service: Service = http.app.state.service
     body = await parse(http, JobBody)
-    hyperparameters = body.told().resolve()
+    hyperparameters = body.told().resolve(service.engine.model_config.hidden_size)
     seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
     training_config(hyperparameters, seed)  # raises what it has against them
     _check_base_model(service, body.model)

@@ -41,25 +41,25 @@ class Hyperparameters(Body):
     lora_dropout: Fraction | None = None
     target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] | None = None
 
-    def resolve(self) -> dict[str, Any]:
-        """The values that will be used, as the job object shows them: no "auto" is left.
+    def resolve(self, hidden_size: int) -> dict[str, Any]:
+        """The values that will be used on a model of that width, as the job object shows them: no "auto" is left.
 
         Raises: `InvalidRequest` with `param`.
         """
-        from coserve.training import TrainingConfig
+        from coserve.training import TrainingConfig, lora_learning_rate
 
-        default = TrainingConfig()
+        default, usual_rate = TrainingConfig(), lora_learning_rate(hidden_size)
         multiplier = _number(self.learning_rate_multiplier)
         if multiplier is not None and self.learning_rate is not None:
             raise InvalidRequest(
                 "Give either 'learning_rate' or 'learning_rate_multiplier'.",
                 param="hyperparameters.learning_rate",
             )
-        rate = self.learning_rate or default.learning_rate * (multiplier or 1.0)
+        rate = self.learning_rate or usual_rate * (multiplier or 1.0)
         resolved: dict[str, Any] = {
             "n_epochs": _number(self.n_epochs) or default.n_epochs,
             "batch_size": _number(self.batch_size) or default.batch_size,
-            "learning_rate_multiplier": rate / default.learning_rate,
+            "learning_rate_multiplier": rate / usual_rate,
             "learning_rate": rate,
             **self._lora(default.lora),
         }

@@ -3,7 +3,7 @@
 Nothing here knows of HTTP or databases; a job tells its story through a listener.
 """
 
-from coserve.training.config import LoraConfig, TrainingConfig
+from coserve.training.config import LoraConfig, TrainingConfig, lora_learning_rate
 from coserve.training.data import Example, TrainSequence, read_examples
 from coserve.training.jobs import JobEvent, JobSpec, TrainingJob
 from coserve.training.run import train_model
@@ -19,6 +19,7 @@ __all__ = [
     "TrainingConfig",
     "TrainingEvent",
     "TrainingJob",
+    "lora_learning_rate",
     "read_examples",
     "train_model",
 ]
