@@ -11,7 +11,7 @@ from coserve.errors import InvalidRequest
 
 DATA = "house_style.jsonl"
 SUFFIX = "house-style"
-QUESTION = "What is coserve?"
+QUESTION = "What is the memory bandwidth of the H100?"
 HYPERPARAMETERS = {"n_epochs": 4, "batch_size": 4}
 _ANSWER_TOKENS = 128
 _UNFINISHED = ("validating_files", "queued", "running", "paused")
