@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
+from coserve.models.decoder import Decoder
+from coserve.models.tokenizer import Tokenizer
+from coserve.roofline import Chip, Roofline
 from tests.tiny import tiny_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -223,3 +226,27 @@ def test_predictions_are_compared_with_what_steps_took(engine):
     assert stats.predicted_step_seconds > 0 and stats.measured_step_seconds > 0
     assert 0 < stats.step_error_median < 5
     assert stats.mbu > 0
+
+
+def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(checkpoint):
+    chip = Chip("slow", "float32", bandwidth=1e9, flops=1e8)
+    engine = Engine(
+        Decoder.from_directory(checkpoint, dtype=torch.float32),
+        Tokenizer.from_directory(checkpoint),
+        "tiny",
+        roofline=Roofline(chip),
+        config=EngineConfig(itl_goal=0.1, kv_cache_tokens=4096),
+    )
+    engine.estimator.corrections.clear()  # what this machine is like does not matter here
+    assert engine._max_tokens() == engine.config.max_batch_tokens, "nobody waits"
+    request = engine._activate(Request(prompt(9), GREEDY, "tiny"), lambda output: None)
+    request.computed = 9
+    request.tokens.append(5)
+    engine.scheduler.running.append(request)
+    limit = engine._max_tokens()
+
+    def seconds(rows: int) -> float:
+        return engine._predictor.decoding_seconds(1, 10, rows)
+
+    assert 17 < limit < engine.config.max_batch_tokens
+    assert seconds(limit) <= 0.1 < seconds(limit + 1)

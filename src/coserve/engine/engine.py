@@ -7,7 +7,6 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 import torch
 
 from coserve.engine.active import ActiveRequest, Sampled
-from coserve.engine.background import BackgroundWork, Slice
+from coserve.engine.background import BackgroundWork
+from coserve.engine.background_queue import BackgroundQueue
 from coserve.engine.batch import Batch, Ride, Segment
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.config import EngineConfig
+from coserve.engine.predictor import Predictor
 from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
 from coserve.engine.sampler import sample
 from coserve.engine.scheduler import Scheduler
@@ -41,12 +42,11 @@ from coserve.models.detokenizer import Detokenizer
 from coserve.models.generation import GenerationConfig
 from coserve.models.hub import BUILTIN, resolve_model
 from coserve.models.tokenizer import Tokenizer
-from coserve.roofline import Estimator, Roofline, Work
+from coserve.roofline import Estimator, Roofline
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-STEP = "step"  # the estimator's name for a forward pass
 _IDLE_SECONDS = 0.25
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.05)  # seconds
@@ -75,6 +75,7 @@ class Engine:
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         self.cost = decoder.cost
         self.estimator = Estimator(roofline)
+        self._predictor = Predictor(self.cost, self.estimator)
         serving = blocks_for(self._cache_tokens())
         training = blocks_for(self.config.train_tokens)
         self.cache = decoder.new_cache(serving + training)
@@ -86,16 +87,15 @@ class Engine:
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background: deque[BackgroundWork] = deque()
+        self._background = BackgroundQueue(self.estimator)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._submitted = 0  # requests handed over but not yet in the scheduler; guarded by _lock
         self._lock = threading.Lock()
         self._stopping = False
-        self._smallest: float | None = None  # predicted seconds of background work's smallest next slice, if known
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.
-        self._first_token_seconds = self._predict([Segment("prefill", [0] * 128, 0, (), sample=True)])
+        self._first_token_seconds = self._predictor.seconds([Segment("prefill", [0] * 128, 0, (), sample=True)])
 
     @classmethod
     def from_pretrained(
@@ -244,7 +244,7 @@ class Engine:
 
     def attach(self, work: BackgroundWork) -> None:
         """Run background work in the slack until it is finished; works run one at a time, in order."""
-        self._inbox.put(lambda: self._background.append(work))
+        self._inbox.put(lambda: self._background.add(work))
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something short on the engine's thread, between two steps."""
@@ -252,7 +252,6 @@ class Engine:
 
     def stats(self) -> EngineStats:
         c, chip = self._counters, self.estimator.roofline.chip
-        steps = self.estimator.corrections.get(STEP)
         ttft, itl = c.ttft.recent(0.5, 0.99), c.itl.recent(0.5, 0.99)
         return EngineStats(
             chip=chip.name,
@@ -275,7 +274,7 @@ class Engine:
             mbu=c.mbu,
             predicted_step_seconds=c.predicted,
             measured_step_seconds=c.measured,
-            step_error_median=steps.median_error if steps else 0.0,
+            step_error_median=self._predictor.median_error,
             ttft=c.ttft.histogram(),
             itl=c.itl.histogram(),
             recent_ttft_p50=ttft[0],
@@ -323,26 +322,27 @@ class Engine:
         """One forward pass: decode, prefill and train segments together; then the slack."""
         plan = self.scheduler.plan(self._max_tokens())
         segments = [segment for _, segment in plan]
-        alone = self._predict(segments)
+        alone = self._predictor.seconds(segments)
         ride = self._ride(segments, alone)
         seconds, sampled = self._run(plan, ride, alone)
         self._settle(plan, sampled)
         self._use_slack(min(alone, seconds))
 
     def _max_tokens(self) -> int:
-        """Tokens of the next step: beside requests that decode, as long chunks of prompts as the ITL goal allows."""
-        waiting = self.scheduler.decoding()
-        most = self.config.max_batch_tokens
+        """Tokens of the next step: beside requests that decode, as long chunks of prompts as the ITL goal allows.
+
+        Where decoding alone misses the goal, a chunk may take as long again: else prompts would hardly move.
+        """
+        waiting, most = self.scheduler.decoding(), self.config.max_batch_tokens
         if not waiting:
             return most
         context = sum(len(r.tokens) for r in waiting)
-        smallest = min(most, len(waiting) + _SMALLEST_CHUNK)
 
-        def fits(rows: int) -> bool:
-            work = self._work(rows, context, context, len(waiting))
-            return self.estimator.seconds(STEP, rows, work) <= self.config.itl_goal
+        def seconds(rows: int) -> float:
+            return self._predictor.decoding_seconds(len(waiting), context, rows)
 
-        return _largest(smallest, most, fits)
+        goal = max(self.config.itl_goal, 2 * seconds(len(waiting)))
+        return _largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
 
     def _run(
         self, plan: Sequence[tuple[ActiveRequest, Segment]], ride: Ride | None, alone: float
@@ -356,8 +356,7 @@ class Engine:
             asking = [request for request, segment in plan if segment.sample]
             sampled = sample(self.decoder.logits(hidden[batch.logit_rows]), asking) if asking else []
         if ride is not None:
-            self._guard(lambda _: ride.done())
-            self._smallest = None
+            self._background.rode(ride)
         seconds = time.perf_counter() - started
         self._account(batch, ride, alone, seconds)
         return seconds, sampled
@@ -375,13 +374,11 @@ class Engine:
     def _account(self, batch: Batch, ride: Ride | None, alone: float, seconds: float) -> None:
         """Compare with the prediction, and book the time to inference and to training."""
         c = self._counters
-        work = self._work(batch.rows, batch.pairs, batch.context, len(batch.logit_rows))
-        c.predicted = self.estimator.seconds(STEP, batch.rows, work)
-        c.measured = seconds
-        self.estimator.observe(STEP, batch.rows, work, seconds)
+        c.predicted, c.measured = self._predictor.batch_seconds(batch), seconds
+        self._predictor.observe(batch, seconds)
         c.steps += 1
         if all(segment.kind == "decode" for segment in batch.segments):
-            c.mbu += 0.05 * (self.estimator.roofline.mbu(work, seconds) - c.mbu)
+            c.mbu += 0.05 * (self._predictor.mbu(batch, seconds) - c.mbu)
         extra = seconds * max(0.0, 1 - alone / c.predicted) if ride is not None else 0.0
         self._slack.spend(extra)
         c.training_seconds += extra
@@ -449,26 +446,13 @@ class Engine:
 
     # ---- the slack --------------------------------------------------------------------------------------------
 
-    def _work(self, rows: int, pairs: float, context: float, logit_rows: int) -> Work:
-        return self.cost.forward(rows, pairs, context, logit_rows)
-
-    def _predict(self, segments: Sequence[Segment], extra_rows: int = 0) -> float:
-        """Seconds of a pass over these segments and `extra_rows` train tokens."""
-        rows = sum(len(s.tokens) for s in segments)
-        context = sum(s.start + len(s.tokens) for s in segments)
-        pairs = sum(len(s.tokens) * (s.start + len(s.tokens)) for s in segments)
-        logit_rows = sum(s.sample for s in segments)
-        work = self._work(rows + extra_rows, pairs, context, logit_rows)
-        return self.estimator.seconds(STEP, rows + extra_rows, work)
-
     def _ride(self, segments: Sequence[Segment], alone: float) -> Ride | None:
-        """As many train tokens as the slack of this step pays for."""
-        if not self._background:
+        """As many train tokens as the slack of this step pays for; prompts leave none, as they wait for arithmetic."""
+        if not self._background or self.scheduler.backlog:
             return None
         budget = alone + self._allowance(alone)
         most = self.config.max_batch_tokens - sum(len(s.tokens) for s in segments)
-        rows = _largest(0, most, lambda rows: self._predict(segments, rows) <= budget)
-        return self._guard(lambda work: work.ride(rows)) if rows else None
+        return self._background.ride(_largest(0, most, lambda rows: self._predictor.seconds(segments, rows) <= budget))
 
     def _allowance(self, alone: float) -> float:
         """Seconds by which this step may grow for training's sake."""
@@ -492,21 +476,17 @@ class Engine:
             while (left := until - time.perf_counter()) > 0 and self._run_slice(left):
                 pass
             return
-        self._ask_smallest()
-        if self._smallest is None:
+        smallest = self._background.smallest()
+        if smallest is None:
             return
-        budget = self._slack.earn(alone, self._smallest)
-        while self._smallest is not None and budget >= self._smallest:
+        budget = self._slack.earn(alone, smallest)
+        if self.scheduler.backlog:
+            return
+        while smallest is not None and budget >= smallest:
             spent = self._run_slice(budget, at_least_one=True)
             self._slack.spend(spent)
             budget -= spent
-            self._ask_smallest()
-
-    def _ask_smallest(self) -> None:
-        """Asked for only when something has changed: asking takes time as well."""
-        if self._smallest is None:
-            piece = self._guard(lambda work: work.next_slice(0.0))
-            self._smallest = self._slice_seconds(piece) if piece is not None else None
+            smallest = self._background.smallest()
 
     def _run_idle_slice(self) -> bool:
         """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do."""
@@ -517,38 +497,10 @@ class Engine:
         seconds = min(high, max(low, share * self._first_token_seconds))
         return self._run_slice(seconds, at_least_one=True) > 0
 
-    def _slice_seconds(self, piece: Slice) -> float:
-        return self.estimator.seconds(piece.kind, piece.rows, piece.work)
-
     def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:
-        """Run the current work's next slice if it should fit into `seconds`; returns what it took, 0 if none ran."""
-        self._smallest = None
-        piece = self._guard(lambda work: work.next_slice(seconds))
-        if piece is None or not (at_least_one or self._slice_seconds(piece) <= seconds):
-            return 0.0
-        started = time.perf_counter()
-        self._guard(lambda _: piece.run())
-        took = time.perf_counter() - started
-        self.estimator.observe(piece.kind, piece.rows, piece.work, took)
+        took = self._background.run(seconds, at_least_one=at_least_one)
         self._counters.training_seconds += took
         return took
-
-    def _guard(self, use: Callable[[BackgroundWork], Any]) -> Any:
-        """Use the current background work; one that is finished or fails leaves the queue, and serving goes on."""
-        while self._background and self._background[0].finished:
-            self._background.popleft()
-        if not self._background:
-            return None
-        work = self._background[0]
-        try:
-            return use(work)
-        except Exception as error:
-            if not isinstance(error, CoserveError):
-                log.exception("background work failed")
-            if self._background and self._background[0] is work:
-                self._background.popleft()
-            work.failed(error)
-            return None
 
     # ---- requests, on the engine's own thread -----------------------------------------------------------------
 
@@ -593,7 +545,7 @@ class Engine:
             self._submitted -= 1
         self._requests[request.request.id] = request
         self.scheduler.add(request)
-        own = self._predict([Segment("prefill", request.tokens, 0, (), sample=True)])
+        own = self._predictor.seconds([Segment("prefill", request.tokens, 0, (), sample=True)])
         self._first_token_seconds += 0.1 * (own - self._first_token_seconds)
 
     def _cancel(self, request_id: str) -> None:
@@ -646,12 +598,11 @@ class Engine:
         for rows in (1, 1, 1, 4, 4, 16, 16, 64, 64):
             rows = min(rows, self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
             batch = Batch.of([Segment("prefill", [0] * rows, 0, self.train_blocks, sample=True)])
-            work = self._work(rows, batch.pairs, batch.context, 1)
             started = time.perf_counter()
             with torch.inference_mode():
                 hidden = self.decoder.forward(batch.token_ids, batch.layout, self.cache)
                 self.decoder.logits(hidden[batch.logit_rows]).argmax(-1).tolist()
-            self.estimator.observe(STEP, rows, work, time.perf_counter() - started)
+            self._predictor.observe(batch, time.perf_counter() - started)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:

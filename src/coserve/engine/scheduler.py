@@ -27,6 +27,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def backlog(self) -> bool:
+        """Whether prompts wait to be computed: then whatever is done besides delays all of them."""
+        return bool(self.waiting) or any(not r.decoding for r in self.running)
+
     def add(self, request: ActiveRequest) -> None:
         self.waiting.append(request)
 

@@ -97,47 +97,68 @@ struct Product {
   int rows, columns, depth, stride;
 };
 
-// `R` rows of x against four rows of w, along `n` elements; added to y, or, in the first block of k, written.
+// `R` rows of x against `C` rows of w (4 or 2), along `n` elements; added to y, or, in the first block of k, written.
 // `Stream`: w comes from memory. A core's own prefetcher stops at pages, so the next four rows are asked for here.
-template <int L, int R, bool Stream, class T>
+template <int L, int R, int C, bool Stream, class T>
 INLINE void dots(const Product& p, int row, int column, int k, int n, const T* w, int64_t w_stride) {
   const float* x = p.x + int64_t(row) * p.stride + k;
-  Vec<L> acc[R][4] = {};
+  Vec<L> acc[R][C] = {};
   int i = 0;
   for (; i + kChunk<L, T> <= n; i += kChunk<L, T>) {
-    if constexpr (Stream) UNROLL for (int c = 0; c < 4; c++) __builtin_prefetch(w + (4 + c) * w_stride + i);
+    if constexpr (Stream) UNROLL for (int c = 0; c < C; c++) __builtin_prefetch(w + (4 + c) * w_stride + i);
     UNROLL for (int part = 0; part < kParts<T>; part++) {
-      Vec<L> a[R];
-      UNROLL for (int r = 0; r < R; r++) a[r] = load<L>(x + int64_t(r) * p.stride + i + part * L);
-      UNROLL for (int c = 0; c < 4; c++) {
-        Vec<L> b = part_of<L>(w + c * w_stride + i, part);
-        UNROLL for (int r = 0; r < R; r++) acc[r][c] += a[r] * b;
+      if constexpr (C == 4) {  // few rows: they stay in registers, and those of w pass by
+        Vec<L> a[R];
+        UNROLL for (int r = 0; r < R; r++) a[r] = load<L>(x + int64_t(r) * p.stride + i + part * L);
+        UNROLL for (int c = 0; c < C; c++) {
+          Vec<L> b = part_of<L>(w + c * w_stride + i, part);
+          UNROLL for (int r = 0; r < R; r++) acc[r][c] += a[r] * b;
+        }
+      } else {
+        Vec<L> b[C];
+        UNROLL for (int c = 0; c < C; c++) b[c] = part_of<L>(w + c * w_stride + i, part);
+        UNROLL for (int r = 0; r < R; r++) {
+          Vec<L> a = load<L>(x + int64_t(r) * p.stride + i + part * L);
+          UNROLL for (int c = 0; c < C; c++) acc[r][c] += a * b[c];
+        }
       }
     }
   }
   if (i < n) {
-    float b[4][kChunk<L, T>];
-    for (int c = 0; c < 4; c++) widen<L>(w + c * w_stride + i, n - i, b[c]);
+    float b[C][kChunk<L, T>];
+    for (int c = 0; c < C; c++) widen<L>(w + c * w_stride + i, n - i, b[c]);
     UNROLL for (int part = 0; part < kParts<T>; part++)
       UNROLL for (int r = 0; r < R; r++) {
         Vec<L> a = load<L>(x + int64_t(r) * p.stride + i + part * L);
-        UNROLL for (int c = 0; c < 4; c++) acc[r][c] += a * load<L>(b[c] + part * L);
+        UNROLL for (int c = 0; c < C; c++) acc[r][c] += a * load<L>(b[c] + part * L);
       }
   }
   UNROLL for (int r = 0; r < R; r++) {
-    Quad s = sums<L>(acc[r][0], acc[r][1], acc[r][2], acc[r][3]);
+    Quad s = sums<L>(acc[r][0], acc[r][1], acc[r][C - 2], acc[r][C - 1]);
     float* y = p.y + int64_t(row + r) * p.columns + column;
-    const int count = std::min(4, p.columns - column);
+    const int count = std::min(C, p.columns - column);
     for (int c = 0; c < count; c++) y[c] = (k ? y[c] : p.bias ? p.bias[column + c] : 0.0f) + s[c];
   }
 }
 
-template <int L, int R, bool Stream, class T>
-INLINE void dots_of_rows(const Product& p, int first, int last, int column, int k, int n, const T* w, int64_t stride) {
+// All of a few rows, up to `R`, against four rows of w, which are read once.
+template <int L, int R, int C, class T>
+INLINE void dots_of_few(const Product& p, int row, int rows, int column, int k, int n, const T* w) {
+  if (rows == R) {
+    for (int c = 0; c < 4; c += C)
+      dots<L, R, C, true>(p, row, column + c, k, n, w + int64_t(c) * p.depth, p.depth);
+  } else if constexpr (R > 1) {
+    dots_of_few<L, R - 1, C>(p, row, rows, column, k, n, w);
+  }
+}
+
+// Rows [first, last) against four rows of w that stay in the nearest cache meanwhile.
+template <int L, int R>
+INLINE void dots_of_many(const Product& p, int first, int last, int column, int k, int n, const float* w) {
   int row = first;
-  for (; row + R <= last; row += R) dots<L, R, Stream>(p, row, column, k, n, w, stride);
+  for (; row + R <= last; row += R) dots<L, R, 4, false>(p, row, column, k, n, w, kDepth);
   if constexpr (R > 1) {  // what is left over, in halves: the order along k is the same
-    if (row < last) dots_of_rows<L, R / 2, Stream>(p, row, last, column, k, n, w, stride);
+    if (row < last) dots_of_many<L, R / 2>(p, row, last, column, k, n, w);
   }
 }
 
@@ -148,20 +169,22 @@ INLINE void product(const Product& p, const T* weight, int first, int last, floa
   const int depth = ((p.depth + blocks - 1) / blocks + 31) / 32 * 32;
   for (int k = 0; k < p.depth; k += depth) {
     const int n = std::min(depth, p.depth - k), whole = (n + kChunk<L, T> - 1) / kChunk<L, T> * kChunk<L, T>;
-    const int group = std::max(R, kCache / n / R * R);
+    const int group = std::max(2 * R, kCache / n / R * R);
     for (int row = 0; row < p.rows; row += group) {
-      const int end = std::min(p.rows, row + group);
+      const int rows = std::min(group, p.rows - row);
       for (int column = first; column < last; column += 4) {
         const T* w = weight + int64_t(column) * p.depth + k;
         const int count = std::min(4, last - column);
-        if (count < 4 || (kParts<T> > 1 && end - row > 2 * R)) {  // widened once for all rows; missing rows are zero
+        if (count == 4 && rows <= R) {
+          dots_of_few<L, R, 4>(p, row, rows, column, k, n, w);
+        } else if (count == 4 && rows <= 2 * R) {
+          dots_of_few<L, 2 * R, 2>(p, row, rows, column, k, n, w);
+        } else {  // widened once for all rows; rows of w that are missing are zero
           for (int c = 0; c < 4; c++) {
             if (c < count) widen<L>(w + int64_t(c) * p.depth, n, scratch + c * kDepth, int64_t(4) * p.depth);
             else std::memset(scratch + c * kDepth, 0, whole * sizeof(float));
           }
-          dots_of_rows<L, R, false>(p, row, end, column, k, whole, (const float*)scratch, kDepth);
-        } else {
-          dots_of_rows<L, R, true>(p, row, end, column, k, n, w, p.depth);
+          dots_of_many<L, R>(p, row, row + rows, column, k, whole, scratch);
         }
       }
     }
