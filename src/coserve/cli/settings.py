@@ -23,7 +23,7 @@ Host = Annotated[str | None, typer.Option(help="Address to listen on (default 12
 Port = Annotated[int | None, typer.Option(help="Port to listen on (default 8000; 0: any free one).")]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float32"] | None,
-    typer.Option(help="Number format of the weights (default auto)."),
+    typer.Option(help="Number format to compute in (default auto: the checkpoint's, if the processor has it)."),
 ]
 Protect = Annotated[
     str | None,
