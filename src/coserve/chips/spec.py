@@ -1,0 +1,57 @@
+"""What is known of a chip, each number with where it was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Confidence = Literal["read", "secondary", "estimated"]
+Kind = Literal["gpu", "cpu", "tpu", "accelerator", "dataflow"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number and its origin. `read`: in the maker's own page; `estimated`: `source` says how."""
+
+    value: float
+    source: str
+    date: str
+    confidence: Confidence
+
+
+@dataclass(frozen=True)
+class MemoryLevel:
+    """One level of a chip's memory."""
+
+    name: str  # "SRAM", "HBM", "GDDR", "DRAM"
+    capacity: float  # bytes
+    bandwidth: float  # bytes/s
+
+
+@dataclass(frozen=True)
+class ChipSpec:
+    """A chip as its maker states it: peaks, not what software reaches."""
+
+    name: str
+    vendor: str
+    kind: Kind
+    memory: tuple[MemoryLevel, ...]  # fastest first
+    flops: Mapping[str, float]  # dense FLOP/s by number format: "bfloat16", "float8", "float4", "int8", "float32"
+    link_bandwidth: float  # bytes/s to the other chips of its group, one direction; 0 = none
+    link_latency: float  # seconds of a hop
+    group: int  # chips that those links join at most
+    power: float  # watts
+    price_per_hour: float | None  # USD; `figures["price_per_hour"]` says of what kind
+    figures: Mapping[str, Figure]  # by field, e.g. "memory.HBM.bandwidth", "flops.bfloat16"
+    aliases: tuple[str, ...] = ()  # other names that data and people use
+
+    @property
+    def capacity(self) -> float:
+        """Bytes of all levels."""
+        return sum(level.capacity for level in self.memory)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s of the level that holds the weights: the largest."""
+        return max(self.memory, key=lambda level: level.capacity).bandwidth
