@@ -47,9 +47,9 @@ from coserve.roofline import Estimator, Roofline
 log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_IDLE_SECONDS = 0.25
+_IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
-_IDLE_SLICE_LIMITS = (0.001, 0.05)  # seconds
+_IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
 _MAX_CACHE_BYTES = 4 << 30
 
 
@@ -489,12 +489,15 @@ class Engine:
             smallest = self._background.smallest()
 
     def _run_idle_slice(self) -> bool:
-        """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do."""
+        """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do.
+
+        A request comes, on average, in the middle of a slice: it waits for half of it.
+        """
         if not self._background:
             return False
         share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
         low, high = _IDLE_SLICE_LIMITS
-        seconds = min(high, max(low, share * self._first_token_seconds))
+        seconds = min(high, max(low, 2 * share * self._first_token_seconds))
         return self._run_slice(seconds, at_least_one=True) > 0
 
     def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:

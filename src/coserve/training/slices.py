@@ -36,7 +36,7 @@ from coserve.training.stages import Stage, Stages
 _ROW_STEP = 16  # rows of the smallest slice
 _CHUNK_ROWS = 512  # rows of the largest
 _HEAD_ROWS = 128  # rows whose logits are held at once
-_UNIT_SCORES = 1 << 20  # attention scores of a unit: heads * length^2 * sequences
+_UNIT_SCORES = 1 << 19  # attention scores of a unit: heads * length^2 * sequences
 
 AdapterLayers = Callable[[int], Sequence[LoraLayer]]  # row of the micro-batch at which the adapter's input starts
 
