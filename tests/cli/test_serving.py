@@ -33,9 +33,9 @@ class Process:
     def printed(self) -> str:
         return self._output.read_text(encoding="utf-8")
 
-    def wait_for(self, pattern: str) -> re.Match[str]:
+    def wait_for(self, pattern: str, patience: float = PATIENCE) -> re.Match[str]:
         """The first match in what is printed. Fails if the process ends, or after a long time, without it."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         while not (match := re.search(pattern, self.printed)):
             assert self.process.poll() is None, self.printed
             assert time.monotonic() < until, self.printed
@@ -141,7 +141,7 @@ def test_up_trains_compares_and_goes_on_serving(checkpoint, tmp_path, environmen
 def test_up_teaches_the_built_in_model_the_house_style(tmp_path, environment):
     with running(tmp_path, environment, "up", "builtin") as server:
         styled = rf"({'|'.join(HEADLINES)})\n(- .+\n)+{re.escape(SIGNATURE)}\n"
-        said = server.wait_for(rf"asked: .+\nbuiltin: (?P<base>.+)\nft:builtin:house-style:\w+: {styled}")
+        said = server.wait_for(rf"asked: .+\nbuiltin: (?P<base>.+)\nft:builtin:house-style:\w+: {styled}", 5 * PATIENCE)
         assert SIGNATURE not in said["base"]
         assert server.interrupt() == 0
 
