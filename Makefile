@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SETUP := pyproject.toml constraints.txt $(wildcard setup.py src/coserve/kernels/native/*)
+SETUP := pyproject.toml constraints.txt $(wildcard setup.py src/coserve/kernels/native/*.cpp src/coserve/kernels/native/*.h)
 SOURCES := src tests $(wildcard benchmarks docs examples recipes)
 
 .DEFAULT_GOAL := help

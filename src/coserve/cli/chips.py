@@ -27,15 +27,11 @@ def chips(
 
     found = [find_chip(name) for name in names] if names else list(catalogue())
     if as_json:
-        typer.echo(json.dumps([_plain(chip) for chip in found], indent=2))
+        typer.echo(json.dumps([asdict(chip) for chip in found], indent=2))
     elif names:
         typer.echo("\n\n".join("\n".join(_in_full(chip)) for chip in found))
     else:
         _show_table([_row(chip) for chip in found])
-
-
-def _plain(chip: ChipSpec) -> dict[str, object]:
-    return asdict(chip)
 
 
 def _row(chip: ChipSpec) -> tuple[str, ...]:
