@@ -119,7 +119,7 @@ class TrainingInEngine:
 
     def start(self) -> None:
         engine, self.marks = self._engine, Marks()
-        machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator, engine.cost)
+        machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
         self._trainer = new_trainer(machine, self._data, self._config, self.marks.add)
         engine.attach(self._trainer)
 

@@ -32,7 +32,6 @@ def machine_for(decoder: Decoder, blocks: int = 32) -> Machine:
         decoder.new_cache(blocks),
         list(range(blocks)),
         Estimator(Roofline(chip)),
-        decoder.cost,
     )
 
 

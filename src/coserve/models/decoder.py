@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -230,7 +231,7 @@ class Decoder:
         """The format of the matrices; another than `dtype` where products widen them on the way."""
         return self.layers[0].down.weight.dtype
 
-    @property
+    @cached_property
     def cost(self) -> ModelCost:
         return ModelCost.of(self.config, self.weight_dtype.itemsize, self.dtype.itemsize)
 

@@ -156,7 +156,7 @@ class TrainingJob:
 
     def _make_trainer(self, sequences: Sequence[TrainSequence], valid: Sequence[TrainSequence]) -> Trainer:
         engine = self.engine
-        machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator, engine.cost)
+        machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
         return Trainer(
             machine,
             sequences,

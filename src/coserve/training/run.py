@@ -66,7 +66,6 @@ def machine_for(decoder: Decoder, tokens: int) -> Machine:
         decoder.new_cache(blocks),
         range(blocks),
         Estimator(Roofline(nobody_waits)),
-        decoder.cost,
     )
 
 

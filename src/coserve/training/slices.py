@@ -49,7 +49,10 @@ class Machine:
     cache: KVCache
     blocks: Sequence[int]
     estimator: Estimator
-    cost: ModelCost
+
+    @property
+    def cost(self) -> ModelCost:
+        return self.decoder.cost
 
 
 class Workspace:

@@ -7,8 +7,6 @@
 
 namespace {
 
-constexpr int kBlock = 16;  // tokens in a KV block
-
 struct AttentionArgs {
   int heads, kv_heads, dim, window;  // window: keys a query sees, itself included; 0 = all
   int64_t q_stride;

@@ -11,8 +11,6 @@
 
 namespace {
 
-constexpr int kBlock = 16;  // tokens in a KV block
-
 template <int L, class T>
 INLINE void norm_row(const T* x, const T* weight, T* out, int n, float eps) {
   Vec<L> squares = {};

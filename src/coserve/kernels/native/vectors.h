@@ -19,6 +19,8 @@
 #define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
 
+constexpr int kBlock = 16;  // tokens in a KV block
+
 struct bf16 {
   uint16_t bits;
 };
