@@ -19,6 +19,7 @@ from coserve.chips.spec import ChipSpec, Figure, MemoryLevel
 from coserve.errors import InvalidRequest
 
 _SCALARS = ("link_bandwidth", "link_latency", "group", "power")
+_OPTIONAL = ("price_per_hour", "crossing")
 
 
 @cache
@@ -83,6 +84,9 @@ def _chip(vendor: str, entry: Mapping[str, Any], sources: Mapping[str, _Source],
         power=figures["power"].value,
         price_per_hour=None if price is None else price.value,
         figures=figures,
+        matmul={name: figures[f"matmul.{name}"].value for name in entry.get("matmul", ())},
+        topology=entry.get("topology", "switch"),
+        crossing=figures["crossing"].value if "crossing" in figures else 0.0,
         aliases=tuple(entry.get("aliases", ())),
     )
 
@@ -92,12 +96,14 @@ def _cells(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for level in entry["memory"]:
         for field in ("capacity", "bandwidth"):
             yield f"memory.{level['name']}.{field}", level.get(field)
-    for name, cell in entry["flops"].items():
-        yield f"flops.{name}", cell
+    for table in ("flops", "matmul"):
+        for name, cell in entry.get(table, {}).items():
+            yield f"{table}.{name}", cell
     for field in _SCALARS:
         yield field, entry.get(field)
-    if "price_per_hour" in entry:
-        yield "price_per_hour", entry["price_per_hour"]
+    for field in _OPTIONAL:
+        if field in entry:
+            yield field, entry[field]
 
 
 @cache

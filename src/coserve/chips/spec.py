@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-Confidence = Literal["read", "secondary", "estimated"]
+Confidence = Literal["read", "secondary", "estimated", "measured"]
 Kind = Literal["gpu", "cpu", "tpu", "accelerator", "dataflow"]
+Topology = Literal["switch", "ring"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number and its origin. `read`: in the maker's own page; `estimated`: `source` says how."""
+    """One number and its origin. `read`: in the maker's own page; `estimated`, `measured`: `source` says how."""
 
     value: float
     source: str
@@ -44,6 +45,9 @@ class ChipSpec:
     power: float  # watts
     price_per_hour: float | None  # USD; `figures["price_per_hour"]` says of what kind
     figures: Mapping[str, Figure]  # by field, e.g. "memory.HBM.bandwidth", "flops.bfloat16"
+    matmul: Mapping[str, float] = field(default_factory=dict)  # FLOP/s that the best product was measured to reach
+    topology: Topology = "switch"  # any chip to any other in a hop, or around a ring (a torus is rings)
+    crossing: float = 0.0  # seconds that a value takes across a dataflow machine, from any place to any other
     aliases: tuple[str, ...] = ()  # other names that data and people use
 
     @property

@@ -24,6 +24,8 @@ class Attention:
     vectors: int  # biases, norms and sinks
     kv: int  # kept of a token
     pair: int  # multiply-adds for one query and one key: scores and values, all heads
+    heads: int = 1  # chips that can share keys and values without copies: 1 where there is one compressed head
+    prompt_pair: int | None = None  # the same over a prompt, where its keys are unpacked first (MLA); None = `pair`
     window: int | None = None  # tokens that are kept at most; None = all
     reach: int | None = None  # keys that a token attends to at most, where fewer than are kept (sparse attention)
     state: int = 0  # bytes kept of a sequence whatever its length (linear attention)
@@ -162,13 +164,14 @@ def _grouped(config: Config, sliding: bool, window: int | None) -> Attention:
     if family == "gpt_oss":
         vectors += heads  # sinks
     weights = hidden * (queries + (kv if shared_kv else 2 * kv)) + q * hidden
-    return Attention(weights, vectors, 2 * kv, 2 * q, window)
+    return Attention(weights, vectors, 2 * kv, 2 * q, kv_heads, window=window)
 
 
 def _latent(config: Config) -> Attention:
     """Multi-head latent attention (DeepSeek-V2, 2024): a token keeps one compressed vector and one rotated key.
 
-    `pair` counts the absorbed form that decoding uses: scores and values in the compressed space.
+    `pair` counts the absorbed form that decoding uses: scores and values in the compressed space. Prompts use the plain
+    form, whose keys are longer than values.
     """
     hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
     rank, rope = size(config, "kv_lora_rank"), size(config, "qk_rope_head_dim")
@@ -184,7 +187,8 @@ def _latent(config: Config) -> Attention:
         index_heads, index = size(config, "index_n_heads"), size(config, "index_head_dim")
         weights += query_rank * index_heads * index + hidden * (index + index_heads)
         vectors, kv, reach = vectors + 2 * index, kv + index, size(config, "index_topk")
-    return Attention(weights, vectors, kv, heads * (2 * rank + rope), reach=reach)
+    plain = heads * (nope + rope + value)
+    return Attention(weights, vectors, kv, heads * (2 * rank + rope), prompt_pair=plain, reach=reach)
 
 
 def _gated_delta(config: Config) -> Attention:

@@ -61,8 +61,11 @@ class ModelShape:
         return self.read_bytes(format, tokens=float("inf")) + (0 if self.tied else self.embedding * _plain(format))
 
     def read_bytes(self, format: str, tokens: float) -> float:
-        """Bytes of the weights that a step over `tokens` tokens reads: of the experts those expected to be chosen by
-        any of them, if each token chooses evenly."""
+        """Bytes of the weights that a step over `tokens` tokens reads."""
+        return self.dense_bytes(format) + self.expert_bytes(format, tokens)
+
+    def dense_bytes(self, format: str) -> float:
+        """Bytes of the weights that every step reads: all but the routed experts, and one embedding-sized matrix."""
         quantised, plain = element_bytes(format), _plain(format)
         dense = plain if self.experts_only and quantised < 1 else quantised
         total = (self.embedding + self.extra) * plain
@@ -70,8 +73,13 @@ class ModelShape:
             part = layer.feed_forward
             total += count * (layer.attention.weights + part.dense) * dense
             total += count * (layer.attention.vectors + layer.norms + part.vectors + part.router) * plain
-            total += count * part.expert * part.touched(tokens) * quantised
         return total
+
+    def expert_bytes(self, format: str, tokens: float) -> float:
+        """Bytes of the routed experts that any of `tokens` tokens are expected to choose, if each chooses evenly."""
+        each = element_bytes(format)
+        parts = ((layer.feed_forward, count) for layer, count in self.kinds)
+        return sum(count * part.expert * part.touched(tokens) * each for part, count in parts)
 
     def kv_bytes(self, context: float, kv_format: str = "bfloat16") -> float:
         """Bytes that one sequence with `context` tokens keeps: keys and values, or MLA's compressed ones, up
@@ -92,9 +100,28 @@ class ModelShape:
         )
 
     def forward_flops(self, tokens: float, context: float) -> float:
-        """FLOPs of a pass over `tokens` tokens that attend to `context` keys each on average (a prompt: half of it)."""
-        pairs = sum(count * layer.attention.pair * layer.attention.keys(context) for layer, count in self.kinds)
-        return 2 * tokens * (self.active_parameters() + pairs)
+        """FLOPs of decoding `tokens` tokens that attend to `context` keys each."""
+        return self.matrix_flops(tokens) + self.attention_flops(tokens, context)
+
+    def matrix_flops(self, tokens: float) -> float:
+        """FLOPs of the products with weights, for `tokens` tokens."""
+        return 2 * tokens * self.active_parameters()
+
+    def attention_flops(self, tokens: float, context: float, prompt: bool = False) -> float:
+        """FLOPs of scores and values of `tokens` tokens that attend to `context` keys each (in a `prompt`: half of it
+        on average)."""
+        parts = ((layer.attention, count) for layer, count in self.kinds)
+        return 2 * tokens * sum(
+            count * ((a.prompt_pair if prompt else None) or a.pair) * a.keys(context) for a, count in parts
+        )
+
+    def kv_chips(self, chips: int) -> int:
+        """Over how many of `chips` the keys and values of a sequence spread without copies."""
+        return min(chips, max(layer.attention.heads for layer, _ in self.kinds))
+
+    @cached_property
+    def moe_layers(self) -> int:
+        return sum(count for layer, count in self.kinds if layer.feed_forward.experts)
 
     def _always(self) -> int:
         """Elements that every token needs: one embedding-sized matrix and the layers without their experts."""

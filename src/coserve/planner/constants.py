@@ -1,0 +1,39 @@
+"""The fitted constants: all that the planner knows beside the chips' sheets and the models' shapes.
+
+`python -m benchmarks.planner_validation` fits them again on published measurements and prints the error with whole
+chips and models left out; docs/planner.md has the result. Everything else in a prediction is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from coserve.chips.spec import Kind
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Shares are of what the chip's sheet states, or of its best measured matrix product; times are in seconds."""
+
+    memory: float = 0.98  # share of the bandwidth that a decode step's reads reach
+    matmul: float = 0.75  # best matrix product's share of the dense peak, where nobody measured it
+    arithmetic: float = 1.0  # share of the best product's rate that a model's products reach
+    attention: float = 0.2  # share of that again that scores and values reach
+    link: float = 0.7  # share of the link bandwidth that collectives reach
+    hop: float = 0.4  # link latencies that a message takes
+    layer: float = 46e-6  # a layer's kernels, one after the other
+    expert_layer: float = 56e-6  # what routing adds to a layer with experts
+    step: float = 0.4e-3  # the engine's own work for a step
+    sequence: float = 38e-6  # and for each sequence in it: sampling, detokenisation
+    first_token: float = 52e-3  # of a server, before and after a prompt's pass
+    crossings: float = 20.0  # of a dataflow machine, for a layer: its operators, one after the other
+    training: float = 0.8  # share of the best product's rate that training's products reach
+    activations: float = 60.0  # bytes that a pass moves of activations, a token, layer and unit of hidden width
+    prompt_layer: Mapping[str, float] = field(
+        default_factory=lambda: {"tensorrt-llm": 1.4e-3, "vllm": 0.01e-3, "sglang": 2.5e-3}
+    )  # what a prompt's pass takes longer a layer, by engine: kernels that are launched one by one
+
+
+FITTED = Constants()
+"""The values that `coserve plan` uses."""
