@@ -87,6 +87,7 @@ def _chip(vendor: str, entry: Mapping[str, Any], sources: Mapping[str, _Source],
         matmul={name: figures[f"matmul.{name}"].value for name in entry.get("matmul", ())},
         topology=entry.get("topology", "switch"),
         crossing=figures["crossing"].value if "crossing" in figures else 0.0,
+        trains=entry.get("trains", True),
         aliases=tuple(entry.get("aliases", ())),
     )
 

@@ -48,6 +48,8 @@ class ChipSpec:
     matmul: Mapping[str, float] = field(default_factory=dict)  # FLOP/s that the best product was measured to reach
     topology: Topology = "switch"  # any chip to any other in a hop, or around a ring (a torus is rings)
     crossing: float = 0.0  # seconds that a value takes across a dataflow machine, from any place to any other
+    overlap: float = 1.0  # share of the smaller of reading and computing that hides behind the larger
+    trains: bool = True  # False for chips that are made for inference alone
     aliases: tuple[str, ...] = ()  # other names that data and people use
 
     @property
@@ -59,3 +61,8 @@ class ChipSpec:
     def bandwidth(self) -> float:
         """Bytes/s of the level that holds the weights: the largest."""
         return max(self.memory, key=lambda level: level.capacity).bandwidth
+
+    @property
+    def measured(self) -> bool:
+        """Whether bandwidth and FLOP/s are what was reached on the chip itself, not what its maker states."""
+        return any(f.confidence == "measured" for name, f in self.figures.items() if name.endswith(".bandwidth"))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coserve.cli.table import show_table
+
 if TYPE_CHECKING:
     from coserve.chips import ChipSpec
 
@@ -31,7 +33,7 @@ def chips(
     elif names:
         typer.echo("\n\n".join("\n".join(_in_full(chip)) for chip in found))
     else:
-        _show_table([_row(chip) for chip in found])
+        show_table(_COLUMNS, [_row(chip) for chip in found], text_columns=2)
 
 
 def _row(chip: ChipSpec) -> tuple[str, ...]:
@@ -47,25 +49,6 @@ def _row(chip: ChipSpec) -> tuple[str, ...]:
         f"{chip.power:,.0f} W",
         "-" if chip.price_per_hour is None else f"{chip.price_per_hour:.2f}",
     )
-
-
-def _show_table(rows: list[tuple[str, ...]]) -> None:
-    """A table with rules on a terminal; aligned columns otherwise, so that `grep` and `awk` work."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-        for row in (_COLUMNS, *rows):
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
-    table = Table()
-    for index, column in enumerate(_COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index == 0)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 def _in_full(chip: ChipSpec) -> list[str]:

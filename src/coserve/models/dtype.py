@@ -16,6 +16,11 @@ def auto_dtype(config: ModelConfig) -> torch.dtype:
     """
     if config.torch_dtype in (None, "float32"):
         return torch.float32
+    return computing_dtype()
+
+
+def computing_dtype() -> torch.dtype:
+    """What products with 16-bit weights are computed in on this machine."""
     native_float32 = kernel("linear", torch.bfloat16) is not None
     return torch.float32 if native_float32 and not computes_bfloat16() else torch.bfloat16
 

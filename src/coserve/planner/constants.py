@@ -23,11 +23,15 @@ class Constants:
     link: float = 0.7  # share of the link bandwidth that collectives reach
     hop: float = 0.4  # link latencies that a message takes
     layer: float = 46e-6  # a layer's kernels, one after the other
+    cpu_layer: float = 100e-6  # the same on a CPU, by coserve's own engine
     expert_layer: float = 56e-6  # what routing adds to a layer with experts
     step: float = 0.4e-3  # the engine's own work for a step
     sequence: float = 38e-6  # and for each sequence in it: sampling, detokenisation
     first_token: float = 52e-3  # of a server, before and after a prompt's pass
-    crossings: float = 20.0  # of a dataflow machine, for a layer: its operators, one after the other
+    crossings: float = 18.0  # of a dataflow machine, for a layer: its operators, one after the other
+    kernel: float = 5e-6  # one operator alone: its launch
+    operator_memory: float = 0.79  # share of the bandwidth that it reaches
+    operator_arithmetic: float = 0.83  # share of the best product's rate that it reaches
     training: float = 0.8  # share of the best product's rate that training's products reach
     activations: float = 60.0  # bytes that a pass moves of activations, a token, layer and unit of hidden width
     prompt_layer: Mapping[str, float] = field(

@@ -99,15 +99,15 @@ class Replica:
 
     # --- passes -------------------------------------------------------------------------------
 
-    def decode_pass(self, batch: float, context: float) -> Pass:
-        """One token each for `batch` sequences, which have `context` tokens on average. With several stages the batch
-        is in as many parts, one a stage."""
+    def decode_pass(self, batch: float, context: float, tokens: int = 1) -> Pass:
+        """`tokens` tokens each (more than one: guesses are checked) for `batch` sequences, which have `context` tokens
+        on average. With several stages the batch is in as many parts, one a stage."""
         part = max(1.0, batch / self.layout.pp)
         spread = self.layout.dp * self.shape.kv_chips(self.layout.tp)
         return self._pass(
-            part,
+            part * tokens,
             cache=part * self.shape.kv_read_bytes(context, self.cache) / spread,
-            attention=self.shape.attention_flops(part, context),
+            attention=self.shape.attention_flops(part * tokens, context),
             sequences=part,
         )
 
@@ -143,9 +143,9 @@ class Replica:
 
     # --- time ---------------------------------------------------------------------------------
 
-    def decode(self, batch: float, context: float) -> Seconds:
+    def decode(self, batch: float, context: float, tokens: int = 1) -> Seconds:
         """Seconds of a decode step."""
-        p = self.decode_pass(batch, context)
+        p = self.decode_pass(batch, context, tokens)
         return self._seconds(p, p.messages * self._latency + self._overhead(p.sequences))
 
     def prompt(self, tokens: float, before: float = 0.0) -> Seconds:
@@ -162,10 +162,10 @@ class Replica:
 
     def prompt_share(self, step: Seconds, tokens: float, before: float = 0.0) -> float:
         """Seconds that a prompt adds to a decode step that runs anyway: what of its arithmetic does not hide behind
-        the step's reads, and its bytes over the links."""
+        the step's reads, and its bytes over the links. With several stages it is at one of them at a time."""
         p = self._seconds(self.prompt_pass(tokens, before), 0.0)
         together = max(step.memory, step.arithmetic + p.arithmetic)
-        return together - max(step.memory, step.arithmetic) + p.links
+        return (together - max(step.memory, step.arithmetic) + p.links) / self.layout.pp
 
     def _seconds(self, p: Pass, latency: float) -> Seconds:
         chip = self.roofline.chip
@@ -178,20 +178,15 @@ class Replica:
     @cached_property
     def roofline(self) -> Roofline:
         """The chip as the scheduler's roofline sees it, for this number format."""
-        format = arithmetic_format(self.chip, self.weights)
-        return Roofline(
-            Chip(
-                self.chip.name,
-                format,
-                self.chip.bandwidth,
-                matmul_rate(self.chip, format, self.constants) * self.constants.arithmetic,
-                self.constants.memory,
-            )
-        )
+        c, format = self.constants, arithmetic_format(self.chip, self.weights)
+        reached, read = (1.0, 1.0) if self.chip.measured else (c.arithmetic, c.memory)
+        rate = matmul_rate(self.chip, format, c) * reached
+        return Roofline(Chip(self.chip.name, format, self.chip.bandwidth, rate, read, self.chip.overlap))
 
     @cached_property
     def _attention_rate(self) -> float:
-        return matmul_rate(self.chip, "bfloat16", self.constants) * self.constants.arithmetic * self.constants.attention
+        c = self.constants
+        return matmul_rate(self.chip, "bfloat16", c) * (1.0 if self.chip.measured else c.arithmetic * c.attention)
 
     @cached_property
     def _link_bandwidth(self) -> float:
@@ -206,7 +201,8 @@ class Replica:
         c, shape = self.constants, self.shape
         if self.chip.kind == "dataflow":
             return shape.layers * c.crossings * self.chip.crossing
-        return shape.layers * c.layer + shape.moe_layers * c.expert_layer + c.step + sequences * c.sequence
+        layer = c.cpu_layer if self.chip.kind == "cpu" else c.layer
+        return shape.layers * layer + shape.moe_layers * c.expert_layer + c.step + sequences * c.sequence
 
 
 def arithmetic_format(chip: ChipSpec, weights: str) -> str:

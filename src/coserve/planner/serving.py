@@ -1,7 +1,8 @@
 """Serving under load: how long a token and a first token take when many requests share a replica.
 
 Continuous batching: every step decodes a token for all running sequences, and prompts share those steps. So a
-request's tokens wait for the prompts of all others that come meanwhile.
+request's tokens wait for the prompts of all others that come meanwhile; that, not bandwidth alone, sets the pace of a
+busy server.
 """
 
 from __future__ import annotations
@@ -11,13 +12,40 @@ from dataclasses import dataclass
 
 from coserve.planner.replica import Replica, Seconds
 
+MOST_RUNNING = 2048
+"""Sequences that a replica runs at once at most; engines' defaults lie between 256 and 2048."""
+CHUNK = 2048
+"""Tokens of a prompt that share a step with decoding at most (chunked prefill)."""
+DRAFT_COST = 0.05
+"""Of a decode step, for each token that is drafted: EAGLE-like heads are a layer of some tens."""
+
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked, on average."""
+    """What is asked, on average, and what an engine may save of it."""
 
     prompt: float  # tokens
     output: float  # tokens
+    cached: float = 0.0  # share of the prompt whose keys and values are there already (prefix caching)
+    drafted: int = 0  # tokens that speculative decoding guesses a step; 0 = off
+    acceptance: float = 0.0  # share of guesses that hold, each given that those before it held
+    elsewhere: bool = False  # prompts are computed by replicas that do nothing else (disaggregated)
+
+    @property
+    def computed(self) -> float:
+        """Tokens of the prompt that have to be computed."""
+        return self.prompt * (1 - self.cached)
+
+    @property
+    def context(self) -> float:
+        """Tokens of a sequence in the middle of its output."""
+        return self.prompt + self.output / 2
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Expected tokens of a decode step (Leviathan et al., 2023)."""
+        a = self.acceptance
+        return (1 - a ** (self.drafted + 1)) / (1 - a) if a < 1 else 1.0 + self.drafted
 
 
 @dataclass(frozen=True)
@@ -29,6 +57,7 @@ class Serving:
     ttft: float  # to the first token, on average
     step: Seconds  # a decode step without prompts
     prompt: Seconds  # a prompt's own pass
+    share: float  # what a prompt adds to the steps that it shares
     busy: float  # share of the time that prompts take
     rate: float  # requests
 
@@ -44,25 +73,40 @@ def closed_loop(replica: Replica, requests: Requests, concurrency: float, per_us
     `per_user`: requests of each user, where all start together, as benchmarks do: the first ones then wait for each
     other's prompts, and the mean shows it. None: they have run for ever.
     """
-    context = requests.prompt + requests.output / 2
-    running = min(concurrency, max(1, replica.slots(context)))
-    step = replica.decode(running, context)
-    own, share = replica.prompt(requests.prompt), replica.prompt_share(step, requests.prompt)
-    tpot = step.total + share * (running - 1) / requests.output
+    running = min(concurrency, max(1, replica.slots(requests.context)))
+    others = max(0.0, running - 1)
+    step = replica.decode(running, requests.context, 1 + requests.drafted)
+    seconds = step.total * (1 + DRAFT_COST * requests.drafted)
+    before = requests.prompt - requests.computed
+    own = replica.prompt(requests.computed, before)
+    share = 0.0 if requests.elsewhere else replica.prompt_share(step, requests.computed, before)
+    tpot = seconds / requests.tokens_per_step + share * others / requests.output
     cycle = own.total + requests.output * tpot
-    busy = min(1.0, running * share / cycle)
-    start = (running - 1) * own.total / (2 * per_user) if per_user else 0.0
-    ttft = replica.first_token + own.total + start
-    rate = running / (cycle + ttft - own.total)
-    return Serving(running, tpot, ttft + (concurrency - running) / rate, step, own, busy, rate)
+    start = others * own.total / (2 * per_user) if per_user else 0.0
+    first = replica.first_token + own.total + start
+    rate = running / (cycle + first - own.total)
+    busy = min(1.0, rate * share)
+    return Serving(running, tpot, first + (concurrency - running) / rate, step, own, share, busy, rate)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What 99 of 100 requests must get, in seconds."""
+def open_loop(replica: Replica, requests: Requests, rate: float) -> Serving | None:
+    """Requests that come as they like, `rate` a second (Poisson); None where the replica cannot keep up.
 
-    ttft: float = math.inf
-    tpot: float = math.inf
+    As many run as Little's law says; a prompt waits for those before it (M/M/1: prompts differ in length).
+    """
+    most = min(replica.slots(requests.context), MOST_RUNNING)
+    if most < 1 or closed_loop(replica, requests, most).rate < rate:
+        return None
+    low, high = 0.0, float(most)
+    while high - low > 0.005 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if closed_loop(replica, requests, middle).rate < rate else (low, middle)
+    found = closed_loop(replica, requests, high)
+    wait = found.share * found.busy / (1 - found.busy) if found.busy < 1 else math.inf
+    ttft = found.ttft + wait + found.step.total / 2
+    return Serving(
+        found.running, found.tpot, ttft, found.step, found.prompt, found.share, found.busy, min(rate, found.rate)
+    )
 
 
 def crowded(running: float) -> float:
@@ -70,21 +114,60 @@ def crowded(running: float) -> float:
     return running + 2.33 * math.sqrt(running)
 
 
-def best_throughput(replica: Replica, requests: Requests, limits: Limits = Limits()) -> Serving | None:
-    """The load at which a replica gives most tokens a second within `limits`; None where it never can."""
-    slots = replica.slots(requests.prompt + requests.output / 2)
-    found: Serving | None = None
-    users = 1
-    while users <= min(slots, MOST_RUNNING):
-        worst = closed_loop(replica, requests, min(slots, crowded(users)) if limits != Limits() else users)
-        if worst.tpot > limits.tpot or worst.ttft > limits.ttft:
-            break
-        now = closed_loop(replica, requests, users)
-        if found is None or now.rate > found.rate:
-            found = now
-        users = math.ceil(users * 1.25)
-    return found
+@dataclass(frozen=True)
+class Tail:
+    """What 99 of 100 get, in seconds."""
+
+    ttft: float
+    tpot: float  # a request's mean gap
+    itl: float  # a single gap
 
 
-MOST_RUNNING = 2048
-"""Sequences that a replica runs at once at most; engines' defaults lie between 256 and 2048."""
+def tail(replica: Replica, requests: Requests, serving: Serving) -> Tail:
+    """The 99th percentiles beside the means of `open_loop`."""
+    slots = max(1, replica.slots(requests.context))
+    worst = closed_loop(replica, requests, min(slots, crowded(serving.running)))
+    idle = max(1e-9, 1 - serving.busy)
+    queue = serving.share / idle * max(0.0, math.log(100 * serving.busy)) if serving.busy else 0.0
+    chunks = max(1.0, requests.computed / CHUNK)
+    with_prompt = serving.rate * chunks * worst.step.total  # share of the steps that carry a chunk
+    itl = worst.step.total + (serving.share / chunks if with_prompt > 0.01 else 0.0)
+    first = replica.first_token + serving.prompt.total + worst.step.total
+    return Tail(first + queue, worst.tpot, max(itl, worst.step.total))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What 99 of 100 requests must get at most, in seconds."""
+
+    ttft: float = math.inf
+    tpot: float = math.inf
+
+
+NO_LIMITS = Limits()
+
+
+def best_throughput(replica: Replica, requests: Requests, limits: Limits = NO_LIMITS) -> Serving | None:
+    """The load at which a replica answers most requests a second within `limits`; None where it never can.
+
+    More users never make it quicker for one of them, so the greatest number within the limits is searched by halving.
+    """
+    most = min(replica.slots(requests.context), MOST_RUNNING)
+    if most < 1 or not _within(replica, requests, closed_loop(replica, requests, 1), limits):
+        return None
+    low, high = 1.0, float(most)
+    best = closed_loop(replica, requests, high)
+    if _within(replica, requests, best, limits):
+        return best
+    while high - low > max(0.5, 0.02 * high):
+        middle = (low + high) / 2
+        now = closed_loop(replica, requests, middle)
+        low, high = (middle, high) if _within(replica, requests, now, limits) else (low, middle)
+    return closed_loop(replica, requests, low)
+
+
+def _within(replica: Replica, requests: Requests, serving: Serving, limits: Limits) -> bool:
+    if limits == NO_LIMITS:
+        return True
+    worst = tail(replica, requests, serving)
+    return worst.tpot <= limits.tpot and worst.ttft <= limits.ttft

@@ -73,7 +73,8 @@ def training_speed(
     microbatches = max(1.0, run.batch * n / chips / run.microbatch)
     busy = arithmetic + activations + links
     bubble = busy * (layout.pp - 1) / (microbatches * run.virtual)
-    seconds = busy + bubble  # of a token, on each of the n chips
+    gather = _gather(shape, chip, run, layout, chips, passes)
+    seconds = max(busy + bubble, gather)  # of a token, on each of the n chips
     tokens = 1 / (seconds * n)
     model = (3 if run.method == "full" else 2) * forward + 3 * attention
     parts = {"arithmetic": arithmetic, "activations": activations, "links": links, "pipeline": bubble}
@@ -92,6 +93,16 @@ def _links(shape: ModelShape, chip: ChipSpec, run: Run, layout: Layout, constant
     tensor = shape.layers * 4 * 2 * width / layout.stage
     experts = shape.moe_layers * 4 * width * shape.experts_per_token
     return seconds(tensor, layout.stage) * layout.stage + seconds(experts, run.expert_parallel)
+
+
+def _gather(shape: ModelShape, chip: ChipSpec, run: Run, layout: Layout, chips: int, passes: int) -> float:
+    """Seconds a token and chip to fetch the weights that others keep (ZeRO, FSDP), for each pass over a microbatch;
+    arithmetic hides them or not."""
+    n = layout.stage * layout.pp
+    if not run.zero or chips <= n:
+        return 0.0
+    bandwidth = chip.link_bandwidth if chips <= chip.group and chip.link_bandwidth else NETWORK_BANDWIDTH
+    return passes * 2.0 * shape.parameters() / n / (run.sequence * run.microbatch) / bandwidth
 
 
 def memory_parts(shape: ModelShape, run: Run, layout: Layout, chips: int) -> dict[str, float]:
