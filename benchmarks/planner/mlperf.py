@@ -63,6 +63,7 @@ def case(row: Row) -> Case:
         model=shape.name,
         predict=None if why in (_NO_CPU, _NO_FIT) else predict,
         why=why,
+        fit=bool(systems) and systems[0].chip.kind == "cpu" and row["scenario"] == "Offline",
     )
 
 

@@ -204,7 +204,8 @@ def _recomputes(row: Row) -> bool:
 def _shards(row: Row) -> bool:
     """Whether weights are spread too and fetched in every pass (FSDP, ZeRO-3), not optimizer states alone."""
     text = row["parallelism"]
-    return "FULL_SHARD" in text or bool(re.search(r"FSDP(?!0)", text)) or row["software"] in ("MaxText",)
+    sharded = row["software"].startswith(("MaxText", "torchtitan"))
+    return sharded or "FULL_SHARD" in text or bool(re.search(r"FSDP(?!0)", text))
 
 
 def _doubt(row: Row) -> str:

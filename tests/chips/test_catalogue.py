@@ -32,7 +32,9 @@ def test_a_name_leads_to_one_chip_only() -> None:
 def test_every_figure_has_a_source_a_date_and_how_sure_it_is(chip) -> None:
     expected = {f"memory.{level.name}.{field}" for level in chip.memory for field in ("capacity", "bandwidth")}
     expected |= {f"flops.{name}" for name in chip.flops} | {"link_bandwidth", "link_latency", "group", "power"}
+    expected |= {f"matmul.{name}" for name in chip.matmul}
     expected |= {"price_per_hour"} if chip.price_per_hour is not None else set()
+    expected |= {"crossing"} if chip.kind == "dataflow" else set()
     assert set(chip.figures) == expected
     for figure in chip.figures.values():
         assert (
@@ -50,6 +52,8 @@ def test_figures_are_in_base_units_and_not_the_sparse_ones(chip) -> None:
     assert 0 < chip.link_latency < 1e-3 and chip.group >= 1
     assert 10 < chip.power < 30_000
     assert chip.price_per_hour is None or 0.05 < chip.price_per_hour < 100
+    for name, rate in chip.matmul.items():
+        assert 0.4 * chip.flops[name] < rate <= chip.flops[name]
 
 
 def test_an_unknown_chip_is_refused_with_names_that_are_near() -> None:

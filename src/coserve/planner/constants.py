@@ -18,10 +18,12 @@ class Constants:
 
     memory: float = 0.98  # share of the bandwidth that a decode step's reads reach
     matmul: float = 0.75  # best matrix product's share of the dense peak, where nobody measured it
+    cpu_matmul: float = 0.2  # the same on a CPU
     arithmetic: float = 1.0  # share of the best product's rate that a model's products reach
     attention: float = 0.2  # share of that again that scores and values reach
     link: float = 0.7  # share of the link bandwidth that collectives reach
-    hop: float = 0.4  # link latencies that a message takes
+    hop: float = 0.4  # stated link latencies that a message takes through a switch
+    ring_hop: float = 1.0  # and from a chip to the next around a ring
     layer: float = 46e-6  # a layer's kernels, one after the other
     cpu_layer: float = 100e-6  # the same on a CPU, by coserve's own engine
     expert_layer: float = 56e-6  # what routing adds to a layer with experts
@@ -32,7 +34,11 @@ class Constants:
     kernel: float = 5e-6  # one operator alone: its launch
     operator_memory: float = 0.79  # share of the bandwidth that it reaches
     operator_arithmetic: float = 0.83  # share of the best product's rate that it reaches
+    small_kernel: float = 2.5e-6  # one elementwise operator alone, however little it moves
+    elementwise: float = 0.5  # share of the bandwidth that it reaches
     training: float = 0.8  # share of the best product's rate that training's products reach
+    training_attention: float = 0.5  # share of it that attention reaches, backward pass included
+    training_experts: float = 0.6  # and that routed experts reach
     activations: float = 60.0  # bytes that a pass moves of activations, a token, layer and unit of hidden width
     prompt_layer: Mapping[str, float] = field(
         default_factory=lambda: {"tensorrt-llm": 1.4e-3, "vllm": 0.01e-3, "sglang": 2.5e-3}

@@ -242,7 +242,7 @@ footer{margin-top:2rem;color:#667085;font-size:.82rem}
 
 
 def _page(report: Report, pictures: Sequence[str]) -> str:
-    lines = rows.headline(report) or [f"{report.shape.name}: training"]
+    lines = rows.headline(report)
     parts = [f"<h1>{_text(report.shape.name)}: which chips, how many, at what cost</h1>"]
     parts += [f"<p>{_text(line)}</p>" for line in lines]
     if report.answer:

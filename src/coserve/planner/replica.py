@@ -195,7 +195,8 @@ class Replica:
     @cached_property
     def _latency(self) -> float:
         inside = self.layout.stage <= self.chip.group
-        return (self.chip.link_latency if inside else NETWORK_LATENCY) * self.constants.hop
+        hop = self.constants.ring_hop if self.chip.topology == "ring" else self.constants.hop
+        return (self.chip.link_latency if inside else NETWORK_LATENCY) * hop
 
     def _overhead(self, sequences: float) -> float:
         c, shape = self.constants, self.shape
@@ -218,6 +219,7 @@ def matmul_rate(chip: ChipSpec, format: str, constants: Constants = FITTED) -> f
     format, else times what is usual."""
     if format in chip.matmul:
         return chip.matmul[format]
+    usual = constants.cpu_matmul if chip.kind == "cpu" else constants.matmul
     known = [name for name in chip.matmul if name in chip.flops]
-    share = min((chip.matmul[name] / chip.flops[name] for name in known), default=constants.matmul)
+    share = min((chip.matmul[name] / chip.flops[name] for name in known), default=usual)
     return chip.flops[format] * share

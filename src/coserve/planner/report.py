@@ -202,4 +202,19 @@ def headline(report: Report) -> list[str]:
                 )
         else:
             lines.append("No chip can do it.")
+    if report.trained:
+        lines += _training_lines(report.shape, report.trained[0])
     return lines
+
+
+def _training_lines(shape: ModelShape, plans: tuple[TrainingPlan, ...]) -> list[str]:
+    if not plans:
+        return ["No chip can be done in time."]
+    best = plans[0]
+    question = best.question
+    cost = f" for ${dollars(best.cost)}" if best.cost is not None else ""
+    return [
+        f"{shape.name}: {question.run.method} training on {question.tokens:.3g} tokens in "
+        f"{question.deadline / 3600:.4g} h",
+        f"Cheapest: {best.chips} x {best.chip.name}{cost}, done in {best.seconds / 3600:.3g} h.",
+    ]

@@ -107,6 +107,10 @@ class ModelShape:
         """FLOPs of the products with weights, for `tokens` tokens."""
         return 2 * tokens * self.active_parameters()
 
+    def expert_flops(self, tokens: float) -> float:
+        """Those of `matrix_flops` in routed experts."""
+        return 2 * tokens * self._experts(lambda f: f.chosen)
+
     def attention_flops(self, tokens: float, context: float, prompt: bool = False) -> float:
         """FLOPs of scores and values of `tokens` tokens that attend to `context` keys each (in a `prompt`: half of it
         on average)."""
@@ -167,17 +171,24 @@ def load_shape(model: str | Path) -> ModelShape:
         path = path / "config.json"
     if path.is_file():
         return _from_file(path)
-    text = str(model)
+    return named_shape(str(model))
+
+
+def named_shape(text: str) -> ModelShape:
+    """A known model or a size, whatever files there are. Raises `InvalidRequest` likewise."""
     known = _by_name().get(_key(text))
     if known is not None:
         return _known(known)
-    parameters = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([BMT])", text.strip(), re.IGNORECASE)
+    parameters = _SIZE.fullmatch(text.strip())
     if parameters:
         return typical_shape(float(parameters[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[parameters[2].upper()])
     near = difflib.get_close_matches(_key(text), _by_name(), n=5, cutoff=0.5)
     names = ", ".join(dict.fromkeys(_by_name()[key] for key in near))
     hint = f"did you mean {names}?" if near else "give a known hub id, a path to a config.json or a size such as 70B"
     raise InvalidRequest(f"unknown model {text!r}: {hint}", param="model")
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([BMT])", re.IGNORECASE)
 
 
 def known_models() -> tuple[str, ...]:

@@ -63,11 +63,13 @@ def training_speed(
     """Tokens a second and chip on `chips` chips, each replica on `layout`."""
     n = layout.stage * layout.pp
     forward, attention = shape.matrix_flops(1), shape.attention_flops(1, run.sequence / 2, prompt=True)
+    experts = shape.expert_flops(1)
     passes = (3 if run.method == "full" else 2) + run.recompute
     format = arithmetic_format(chip, run.format)
     rate = matmul_rate(chip, format, constants) * constants.training
-    attention_rate = matmul_rate(chip, "bfloat16", constants) * constants.training
-    arithmetic = (passes * forward / rate + (3 + run.recompute) * attention / attention_rate) / n
+    attention_rate = matmul_rate(chip, "bfloat16", constants) * constants.training * constants.training_attention
+    products = (forward - experts + experts / constants.training_experts) / rate
+    arithmetic = (passes * products + (3 + run.recompute) * attention / attention_rate) / n
     activations = constants.activations * shape.layers * shape.hidden * (3 + run.recompute) / chip.bandwidth / n
     links = _links(shape, chip, run, layout, constants) / n
     microbatches = max(1.0, run.batch * n / chips / run.microbatch)
@@ -134,6 +136,6 @@ def fits(parts: dict[str, float], chip: ChipSpec) -> bool:
 
 def adapter_parameters(shape: ModelShape, rank: int) -> int:
     """Elements of LoRA matrices on the projections of attention and of dense feed-forward blocks."""
-    per_layer = rank * (7 * shape.hidden + 3 * shape.intermediate + 2 * shape.kv_heads * shape.head_dim)
-    return shape.layers * per_layer
+    heads = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
+    return shape.layers * rank * (7 * shape.hidden + 3 * shape.intermediate + heads)
 

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from coserve.errors import CoserveError
-from coserve.service import chat, completions, files, fine_tuning, models, operations
+from coserve.service import chat, completions, files, fine_tuning, models, operations, planning
 from coserve.service.auth.keys import Door
 from coserve.service.errors import Guard, handle
 from coserve.service.jobs import Training
@@ -44,6 +44,8 @@ ROUTES = [
     Route(JOBS + "/{job_id}/resume", fine_tuning.resume_job, methods=["POST"]),
     Route(JOBS + "/{job_id}/events", fine_tuning.list_events),
     Route(JOBS + "/{job_id}/checkpoints", fine_tuning.list_checkpoints),
+    Route("/v1/chips", planning.list_chips),
+    Route("/v1/plan", planning.create_plan, methods=["POST"]),
     Route("/health", operations.health),
     Route("/metrics", operations.metrics),
     Route("/coserve/stats", operations.stats),
