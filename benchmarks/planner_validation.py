@@ -11,7 +11,7 @@ import csv
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -51,22 +51,20 @@ TABLES = (
 )
 
 
+LEFT_OUT = ("nothing", "chip", "model", "both")
+
+
 @dataclass(frozen=True)
 class Outcome:
     case: Case
     metric: str
     measured: float
-    fitted: float | None
-    left_out: float | None
+    predicted: Mapping[str, float]  # by what was left out of the fit: LEFT_OUT; empty where nothing can be predicted
     fitted_on: str  # which of chip and model took part in the fit of all rows
 
-    @property
-    def error(self) -> float | None:
-        return None if self.fitted is None else abs(self.fitted / self.measured - 1)
-
-    @property
-    def error_left_out(self) -> float | None:
-        return None if self.left_out is None else abs(self.left_out / self.measured - 1)
+    def error(self, left_out: str) -> float | None:
+        predicted = self.predicted.get(left_out)
+        return None if predicted is None else abs(predicted / self.measured - 1)
 
 
 def read(path: Path, quick: bool) -> tuple[Table, list[Case]]:
@@ -91,12 +89,12 @@ class Fits:
         self.known = known
         self.found: dict[Key, Constants] = {}
 
-    def key(self, group: str, case: Case) -> Key:
+    def key(self, group: str, case: Case, left_out: str) -> Key:
         """Only a chip or a model that the group's cases have can be left out, so that equal fits are made once."""
         rows = [c for c in self.known if c.table in GROUPS[group].tables]
-        chip = case.chip if any(c.chip == case.chip for c in rows) else ""
-        model = case.model if any(c.model == case.model for c in rows) else ""
-        return group, chip, model
+        chip = left_out in ("chip", "both") and any(c.chip == case.chip for c in rows)
+        model = left_out in ("model", "both") and any(c.model == case.model for c in rows)
+        return group, case.chip if chip else "", case.model if model else ""
 
     def make(self, keys: Iterable[Key]) -> None:
         """Fit for each key, two at a time."""
@@ -131,24 +129,14 @@ def _names(group: str) -> tuple[str, ...]:
 
 def outcomes(table: Table, cases: Sequence[Case], fits: Fits) -> list[Outcome]:
     """Every metric of every case, one after the other."""
-    everything = fits.constants([(group, "", "") for group in GROUPS])
     found = []
     for case in cases:
-        keys = [fits.key(group, case) for group in table.groups]
-        seen = [name for i, name in ((1, "chip"), (2, "model")) if any(key[i] for key in keys)]
-        fitted = case.predict(everything) if case.predict else {}
-        left_out = case.predict(fits.constants(keys)) if case.predict else {}
+        keys = {left_out: [fits.key(group, case, left_out) for group in table.groups] for left_out in LEFT_OUT}
+        seen = [name for i, name in ((1, "chip"), (2, "model")) if any(key[i] for key in keys["both"])]
+        predicted = {name: case.predict(fits.constants(keys[name])) for name in LEFT_OUT} if case.predict else {}
         for metric, measured in case.measured.items():
-            found.append(
-                Outcome(
-                    case,
-                    metric,
-                    measured,
-                    fitted.get(metric),
-                    left_out.get(metric),
-                    " and ".join(seen) or "neither",
-                )
-            )
+            values = {name: values[metric] for name, values in predicted.items()}
+            found.append(Outcome(case, metric, measured, values, " and ".join(seen) or "neither"))
     return found
 
 
@@ -161,10 +149,12 @@ def summary(results: Sequence[Outcome], by: Callable[[Outcome], tuple[str, ...]]
         dict(zip(names, key, strict=True))
         | {
             "figures": len(group),
-            "unexplained": sum(o.fitted is None for o in group),
-            "fitted_%": _median(o.error for o in group),
-            "left_out_%": _median(o.error_left_out for o in group),
-            "predicted/measured": _middle([o.left_out / o.measured for o in group if o.left_out is not None]),
+            "unexplained": sum(not o.predicted for o in group),
+            "fitted_%": _median(o.error("nothing") for o in group),
+            "without_chip_%": _median(o.error("chip") for o in group),
+            "without_model_%": _median(o.error("model") for o in group),
+            "without_both_%": _median(o.error("both") for o in group),
+            "predicted/measured": _middle([o.predicted["both"] / o.measured for o in group if o.predicted]),
         }
         for key, group in groups.items()
     ]
@@ -195,11 +185,17 @@ def main() -> None:
     asked = [read(path, False) for path in options.data] if options.data else shipped
     fits = Fits([case for _, cases in shipped for case in cases])
     fits.make([(group, "", "") for group in GROUPS])
-    fits.make(fits.key(group, case) for table, cases in asked for case in cases for group in table.groups)
+    fits.make(
+        fits.key(group, case, left_out)
+        for table, cases in asked
+        for case in cases
+        for group in table.groups
+        for left_out in LEFT_OUT
+    )
     results = [outcome for table, cases in asked for outcome in outcomes(table, cases, fits)]
 
     if options.rows:
-        print_table([_row(o) for o in results], ["table", "chip", "model", "metric", "measured", "predicted", "left_out"])
+        print_table([_row(o) for o in results], ["table", "chip", "model", "metric", "measured", "predicted", "without_both"])
     print_table(summary(results, lambda o: (o.case.table, o.case.chip, o.case.model, o.metric), _BY_MODEL))
     print_table(summary(results, lambda o: (o.case.table, o.case.chip), ("table", "chip")))
     print_table(summary(results, lambda o: (o.case.table, o.metric), ("table", "metric")))
@@ -223,8 +219,8 @@ def _row(outcome: Outcome) -> dict:
         "model": outcome.case.model,
         "metric": outcome.metric,
         "measured": outcome.measured,
-        "predicted": outcome.fitted,
-        "left_out": outcome.left_out,
+        "predicted": outcome.predicted.get("nothing"),
+        **{f"without_{name}": outcome.predicted.get(name) for name in LEFT_OUT[1:]},
         "fitted_on": outcome.fitted_on,
         "why": outcome.case.why,
     }
@@ -234,7 +230,8 @@ def _print_unexplained(results: Sequence[Outcome]) -> None:
     """What cannot be predicted, or not within a half, and where known why: each reason once."""
     reasons: dict[tuple[str, str], int] = {}
     for o in results:
-        if o.error_left_out is None or (o.error_left_out > 0.5 and o.case.why):
+        error = o.error("both")
+        if error is None or (error > 0.5 and o.case.why):
             key = (o.case.table, o.case.why)
             reasons[key] = reasons.get(key, 0) + 1
     if reasons:
@@ -259,9 +256,9 @@ def _plot(results: Sequence[Outcome], path: Path) -> None:
     names = list(dict.fromkeys(o.case.table for o in results))
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.6))
     for axis, name in zip(axes.flat, names, strict=False):
-        shown = [o for o in results if o.case.table == name and o.left_out]
+        shown = [o for o in results if o.case.table == name and o.predicted]
         for metric in list(dict.fromkeys(o.metric for o in shown)):
-            points = [(o.measured, o.left_out) for o in shown if o.metric == metric]
+            points = [(o.measured, o.predicted["both"]) for o in shown if o.metric == metric]
             axis.plot(*zip(*points, strict=True), ".", markersize=3, label=metric.removesuffix("_ms"))
         ends = [min(o.measured for o in shown), max(o.measured for o in shown)] if shown else [1, 10]
         axis.plot(ends, ends, color="#1d2433", linewidth=0.8)
@@ -271,7 +268,7 @@ def _plot(results: Sequence[Outcome], path: Path) -> None:
         axis.set_title(name, loc="left", fontsize=10)
         axis.set_xlabel("measured")
         axis.set_ylabel("predicted, chip and model left out")
-        axis.legend(frameon=False, fontsize=7, ncols=2)
+        axis.legend(frameon=False, fontsize=6, loc="upper left")
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     figure.tight_layout()

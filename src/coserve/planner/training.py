@@ -71,7 +71,8 @@ def training_speed(
     products = (forward - experts + experts / constants.training_experts) / rate
     arithmetic = (passes * products + (3 + run.recompute) * attention / attention_rate) / n
     activations = constants.activations * shape.layers * shape.hidden * (3 + run.recompute) / chip.bandwidth / n
-    links = _links(shape, chip, run, layout, constants) / n
+    tensor, exchange = _links(shape, chip, run, layout, constants)
+    links = (tensor + max(0.0, exchange - (arithmetic + activations) * n)) / n
     microbatches = max(1.0, run.batch * n / chips / run.microbatch)
     busy = arithmetic + activations + links
     bubble = busy * (layout.pp - 1) / (microbatches * run.virtual)
@@ -83,9 +84,9 @@ def training_speed(
     return Training(tokens, tokens * model / chip.flops[format], {name: value * n for name, value in parts.items()})
 
 
-def _links(shape: ModelShape, chip: ChipSpec, run: Run, layout: Layout, constants: Constants) -> float:
+def _links(shape: ModelShape, chip: ChipSpec, run: Run, layout: Layout, constants: Constants) -> tuple[float, float]:
     """Seconds a token and replica that collectives take: each layer's activations twice forward and twice backward
-    over tensor parallel chips, and to the chosen experts and back over expert parallel ones."""
+    over tensor parallel chips; and to the chosen experts and back, which hides behind other tokens' arithmetic."""
 
     def seconds(each: float, chips: int) -> float:
         bandwidth = chip.link_bandwidth if chips <= chip.group else NETWORK_BANDWIDTH
@@ -94,7 +95,7 @@ def _links(shape: ModelShape, chip: ChipSpec, run: Run, layout: Layout, constant
     width = 2.0 * shape.hidden
     tensor = shape.layers * 4 * 2 * width / layout.stage
     experts = shape.moe_layers * 4 * width * shape.experts_per_token
-    return seconds(tensor, layout.stage) * layout.stage + seconds(experts, run.expert_parallel)
+    return seconds(tensor, layout.stage) * layout.stage, seconds(experts, run.expert_parallel)
 
 
 def _gather(shape: ModelShape, chip: ChipSpec, run: Run, layout: Layout, chips: int, passes: int) -> float:
