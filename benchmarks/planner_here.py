@@ -18,7 +18,7 @@ from benchmarks.machine import describe_machine, machine_line
 from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
 from benchmarks.options import benchmark_parser
 from benchmarks.report import Row, print_table, progress, write_json
-from coserve.kernels.calibration import measure_chip
+from coserve.kernels.calibration import measure_chip, measure_few_rows
 from coserve.planner.replica import Replica
 from coserve.planner.shape import load_shape
 from coserve.planner.this_machine import from_measured
@@ -33,7 +33,8 @@ def measure(model: BenchmarkModel, plan: Plan) -> list[Row]:
     try:
         ours.tokens_per_s(plan.prompts(1, 1000), plan.output)  # warm
         for number in range(plan.rounds):
-            chip = from_measured(measure_chip(decoder.dtype, decoder.weight_dtype), 8e9, 1)
+            formats = decoder.dtype, decoder.weight_dtype
+            chip = from_measured(measure_chip(*formats), measure_few_rows(*formats), 8e9, 1)
             replica = Replica(shape, chip)
             for streams in plan.streams:
                 progress(f"{model.name}: round {number + 1} of {plan.rounds}, {streams} streams")
@@ -60,7 +61,7 @@ def measure(model: BenchmarkModel, plan: Plan) -> list[Row]:
 def main() -> None:
     parser = benchmark_parser("planner_here", __doc__, (SMOLLM2_135M,))
     options = parser.parse_args()
-    plan = Plan(STREAMS, 64, 32 if options.quick else 96, options.rounds or (2 if options.quick else 5), options.seed)
+    plan = Plan(STREAMS, 64, 64 if options.quick else 128, options.rounds or (2 if options.quick else 5), options.seed)
     machine = describe_machine()
     print(machine_line(machine))
     rows = [row for model in find_models(options.model) for row in measure(model, plan)]

@@ -45,7 +45,9 @@ TABLES = (
     Table("measured_serving", frozenset({"attention_dp_size", "tpot_ms"}), serving.case, ("serving",), 8),
     Table("operator_times", frozenset({"attn_pre_proj_ms"}), operators.case, ("operators",), 4),
     Table("mlperf_inference_v5_1", frozenset({"submitter"}), mlperf.case, ("serving", "cpu"), 4),
-    Table("inference_published", frozenset({"batch_or_concurrency"}), published.case, ("serving", "ring", "dataflow"), 2),
+    Table(
+        "inference_published", frozenset({"batch_or_concurrency"}), published.case, ("serving", "ring", "dataflow"), 2
+    ),
     Table("dataflow_published", frozenset({"input_tokens"}), dataflow.case, ("serving", "dataflow"), 1),
     Table("training_published", frozenset({"mfu_pct"}), training.case, ("training",), 2),
 )
@@ -195,7 +197,9 @@ def main() -> None:
     results = [outcome for table, cases in asked for outcome in outcomes(table, cases, fits)]
 
     if options.rows:
-        print_table([_row(o) for o in results], ["table", "chip", "model", "metric", "measured", "predicted", "without_both"])
+        print_table(
+            [_row(o) for o in results], ["table", "chip", "model", "metric", "measured", "predicted", "without_both"]
+        )
     print_table(summary(results, lambda o: (o.case.table, o.case.chip, o.case.model, o.metric), _BY_MODEL))
     print_table(summary(results, lambda o: (o.case.table, o.case.chip), ("table", "chip")))
     print_table(summary(results, lambda o: (o.case.table, o.metric), ("table", "metric")))
@@ -204,7 +208,9 @@ def main() -> None:
     constants = fits.constants([(group, "", "") for group in GROUPS])
     print_table([{"constant": name, "value": value} for name, value in _flat(constants).items()])
     if options.json:
-        write_json(options.json, describe_machine(), [_row(o) | o.case.row for o in results], constants=_flat(constants))
+        write_json(
+            options.json, describe_machine(), [_row(o) | o.case.row for o in results], constants=_flat(constants)
+        )
     if options.plot:
         _plot(results, options.plot)
 
@@ -262,7 +268,9 @@ def _plot(results: Sequence[Outcome], path: Path) -> None:
             axis.plot(*zip(*points, strict=True), ".", markersize=3, label=metric.removesuffix("_ms"))
         ends = [min(o.measured for o in shown), max(o.measured for o in shown)] if shown else [1, 10]
         axis.plot(ends, ends, color="#1d2433", linewidth=0.8)
-        axis.fill_between(ends, [0.8 * e for e in ends], [1.2 * e for e in ends], color="#d0d5dd", alpha=0.6, linewidth=0)
+        axis.fill_between(
+            ends, [0.8 * e for e in ends], [1.2 * e for e in ends], color="#d0d5dd", alpha=0.6, linewidth=0
+        )
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_title(name, loc="left", fontsize=10)

@@ -38,10 +38,19 @@ START = Constants(
     ring_hop=1.0,
     cpu_matmul=0.5,
 )
-"""Round numbers that one would guess; a fit is drawn to them a little, so that what the data says nothing about stays."""
+"""Round numbers that one would guess; a fit is drawn to them a little: what the data does not say stays as it is."""
 SHARES = (
-    "memory", "arithmetic", "attention", "link", "operator_memory", "operator_arithmetic", "elementwise", "training",
-    "training_attention", "training_experts", "cpu_matmul",
+    "memory",
+    "arithmetic",
+    "attention",
+    "link",
+    "operator_memory",
+    "operator_arithmetic",
+    "elementwise",
+    "training",
+    "training_attention",
+    "training_experts",
+    "cpu_matmul",
 )
 """These have a ceiling: products of a whole model may pass the best single one that somebody measured by a tenth."""
 
@@ -58,10 +67,23 @@ class Group:
 GROUPS = {
     "serving": Group(
         ("measured_serving",),
-        ("memory", "arithmetic", "attention", "link", "hop", "layer", "expert_layer", "step", "sequence", "first_token"),
+        (
+            "memory",
+            "arithmetic",
+            "attention",
+            "link",
+            "hop",
+            "layer",
+            "expert_layer",
+            "step",
+            "sequence",
+            "first_token",
+        ),
         engines=True,
     ),
-    "operators": Group(("operator_times",), ("kernel", "operator_memory", "operator_arithmetic", "small_kernel", "elementwise")),
+    "operators": Group(
+        ("operator_times",), ("kernel", "operator_memory", "operator_arithmetic", "small_kernel", "elementwise")
+    ),
     "training": Group(("training_published",), ("training", "training_attention", "training_experts", "activations")),
     "ring": Group(("inference_published",), ("ring_hop",)),
     "cpu": Group(("mlperf_inference_v5_1",), ("cpu_matmul",)),

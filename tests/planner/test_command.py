@@ -11,7 +11,20 @@ from typer.testing import CliRunner
 
 from coserve.cli import app
 
-ASKED = ["plan", "Llama-3.1-70B", "--rps", "20", "--prompt", "1000", "--output", "300", "--ttft", "500ms", "--itl", "25ms"]
+ASKED = [
+    "plan",
+    "Llama-3.1-70B",
+    "--rps",
+    "20",
+    "--prompt",
+    "1000",
+    "--output",
+    "300",
+    "--ttft",
+    "500ms",
+    "--itl",
+    "25ms",
+]
 FEW = ["--chip", "H100", "--chip", "MI300X", "--chip", "L4"]
 
 
@@ -70,7 +83,13 @@ def test_a_page_and_a_picture(tmp_path: Path) -> None:
     text = page.read_text()
     assert text.startswith("<!doctype html>") and text.count("<svg") == 6
     assert "src=" not in text and "<link" not in text  # it stands alone
-    for words in ("The roofline", "Cost against load", "What binds each chip", "revenue: break-even", "One cluster for both"):
+    for words in (
+        "The roofline",
+        "Cost against load",
+        "What binds each chip",
+        "revenue: break-even",
+        "One cluster for both",
+    ):
         assert words in text
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -95,6 +114,20 @@ def test_wrong_input_gets_one_clear_line(arguments: list[str], message: str) -> 
 
 
 def test_this_machine_is_measured() -> None:
-    result = json.loads(run("plan", "HuggingFaceTB/SmolLM2-135M", "--rps", "0.1", "--prompt", "100", "--output", "50", "--chip", "this", "--json"))
+    result = json.loads(
+        run(
+            "plan",
+            "HuggingFaceTB/SmolLM2-135M",
+            "--rps",
+            "0.1",
+            "--prompt",
+            "100",
+            "--output",
+            "50",
+            "--chip",
+            "this",
+            "--json",
+        )
+    )
     (plan,) = result["serving"]
     assert plan["chip"] == "this machine" and plan["usd_per_hour"] is None

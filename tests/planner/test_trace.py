@@ -53,19 +53,22 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_trace(tmp_path / "none.csv")
 
 
-@pytest.mark.parametrize(("text", "value"), [("25ms", 0.025), ("2 s", 2), ("24h", 86400), ("1.5min", 90), ("7d", 604800)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("25ms", 0.025), ("2 s", 2), ("24h", 86400), ("1.5min", 90), ("7d", 604800)]
+)
 def test_times(text: str, value: float) -> None:
     assert seconds(text, "ttft") == pytest.approx(value)
 
 
 @pytest.mark.parametrize("text", ["25", "ms", "-1s", "2 weeks", ""])
 def test_a_time_needs_its_unit(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="itl: .* is not a time such as"):
+    with pytest.raises(InvalidRequest, match=r"itl: .* is not a time such as"):
         seconds(text, "itl")
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("5B", (5e9, None)), ("50M/day", (5e7, 86400.0)), ("2e6", (2e6, None)), ("1.5k/h", (1500.0, 3600.0))]
+    ("text", "value"),
+    [("5B", (5e9, None)), ("50M/day", (5e7, 86400.0)), ("2e6", (2e6, None)), ("1.5k/h", (1500.0, 3600.0))],
 )
 def test_tokens(text: str, value: tuple) -> None:
     assert tokens(text, "train-tokens") == value

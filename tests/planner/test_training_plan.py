@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from coserve.chips import find_chip
 from coserve.errors import InvalidRequest
 from coserve.planner.layout import Layout
-from coserve.planner.plan import Question, Refusal, plan_serving
 from coserve.planner.serving import Limits, Requests
+from coserve.planner.serving_plan import Question, Refusal, plan_serving
 from coserve.planner.shape import load_shape
 from coserve.planner.training import WHOLE_RUN, Run, memory_parts, training_speed
 from coserve.planner.training_plan import (
@@ -89,7 +89,7 @@ def test_a_plan_fits_and_is_done_in_time(tokens: float, deadline: float, method)
 
 
 def test_chips_for_inference_do_not_train() -> None:
-    question = TrainingQuestion(LLAMA_8B, 1e8, 86400)
+    question = TrainingQuestion(LLAMA_8B, 1e8, 86400, Run())
     plans, refusals = plan_training(question)
     why = {refusal.chip.name: refusal.why for refusal in refusals}
     assert "made for inference" in why["Groq LPU"] and "not modelled" in why["WSE-3"]

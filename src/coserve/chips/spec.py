@@ -48,6 +48,7 @@ class ChipSpec:
     matmul: Mapping[str, float] = field(default_factory=dict)  # FLOP/s that the best product was measured to reach
     topology: Topology = "switch"  # any chip to any other in a hop, or around a ring (a torus is rings)
     crossing: float = 0.0  # seconds that a value takes across a dataflow machine, from any place to any other
+    few_rows: float | None = None  # FLOP/s of products with as few rows as a decode step has, where they are others
     overlap: float = 1.0  # share of the smaller of reading and computing that hides behind the larger
     trains: bool = True  # False for chips that are made for inference alone
     aliases: tuple[str, ...] = ()  # other names that data and people use

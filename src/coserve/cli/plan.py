@@ -14,8 +14,8 @@ from coserve.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from coserve.planner.plan import Refusal
     from coserve.planner.report import Report
+    from coserve.planner.serving_plan import Refusal
 
 
 def plan(
@@ -27,7 +27,9 @@ def plan(
         Path | None, typer.Option(metavar="FILE", help="CSV of requests: gives rate, lengths and peak.")
     ] = None,
     ttft: Annotated[str | None, typer.Option(metavar="500ms", help="Goal: time to first token, 99th of 100.")] = None,
-    itl: Annotated[str | None, typer.Option(metavar="25ms", help="Goal: mean time between tokens, 99th of 100.")] = None,
+    itl: Annotated[
+        str | None, typer.Option(metavar="25ms", help="Goal: mean time between tokens, 99th of 100.")
+    ] = None,
     peak: Annotated[float | None, typer.Option(help="Load to build for, over the average (default 1).")] = None,
     train_tokens: Annotated[
         str | None, typer.Option(metavar="5B", help="Tokens to train on; 50M/day with --rps: one cluster for both.")

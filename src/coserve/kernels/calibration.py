@@ -73,6 +73,24 @@ def measure_chip(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) ->
     )
 
 
+def measure_few_rows(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> tuple[float, float]:
+    """FLOP/s of matrix products with as few rows as a decode step has, where other kernels work than with many; and
+    the share of the smaller of reading and computing that hides behind the larger."""
+    weight_dtype = weight_dtype or dtype
+    with torch.inference_mode():
+        weights = [torch.randn(4096, 2048).to(weight_dtype) for _ in range(12 // weight_dtype.itemsize)]
+
+        def seconds(rows: int) -> float:
+            x = torch.randn(rows, 2048).to(dtype)
+            return _best(lambda: [linear(x, w) for w in weights])
+
+        one, some, more = seconds(1), seconds(16), seconds(32)
+    elements = sum(w.numel() for w in weights)
+    row = max((more - some) / 16, 1e-12)
+    hidden = (one + 16 * row - some) / min(one, 16 * row)
+    return 2 * elements / row, min(1.0, max(0.0, hidden))
+
+
 def format_name(dtype: torch.dtype, weight_dtype: torch.dtype) -> str:
     """ "float32", or "bfloat16 in float32" for bfloat16 weights whose products are computed in float32."""
     names = [str(d).removeprefix("torch.") for d in (weight_dtype, dtype)]

@@ -10,11 +10,11 @@ from pathlib import Path
 from coserve.chips import ChipSpec, find_chip
 from coserve.errors import InvalidRequest
 from coserve.planner.economics import Prices
-from coserve.planner.plan import Question, plan_serving
 from coserve.planner.quantities import seconds, tokens
-from coserve.planner.report import Report
+from coserve.planner.report import Report, Row, as_json
 from coserve.planner.serving import Limits, Requests
-from coserve.planner.shape import ModelShape, load_shape
+from coserve.planner.serving_plan import Question, plan_serving
+from coserve.planner.shape import ModelShape, load_shape, named_shape
 from coserve.planner.trace import Trace, read_trace
 from coserve.planner.training import Method, Run
 from coserve.planner.training_plan import TrainingQuestion, plan_shared, plan_training
@@ -52,7 +52,10 @@ class Ask:
 
 
 def plan(ask: Ask, shape: ModelShape | None = None) -> Report:
-    """The answer, for `shape` if given instead of what `ask.model` names. Raises `InvalidRequest`, in one line that says what was wrong and what would be right."""
+    """The answer, for `shape` if given instead of what `ask.model` names.
+
+    Raises `InvalidRequest`, in one line that says what was wrong and what would be right.
+    """
     if ask.rps is None and ask.trace is None and ask.train_tokens is None:
         raise InvalidRequest("say what is wanted: rps or trace to serve, train-tokens to train, or both", param="rps")
     shape = shape or load_shape(ask.model)
@@ -63,6 +66,11 @@ def plan(ask: Ask, shape: ModelShape | None = None) -> Report:
     trained = plan_training(training, chips) if training else None
     shared = plan_shared(answer, training) if answer and training else ()
     return Report(shape, answer, trained, shared)
+
+
+def plan_by_name(ask: Ask) -> Row:
+    """The answer as JSON, of a known model or a size: no file is looked at."""
+    return as_json(plan(ask, named_shape(ask.model)))
 
 
 def _chip(name: str, weights: str | None) -> ChipSpec:

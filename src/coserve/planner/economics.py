@@ -42,7 +42,8 @@ def serving_cost(
     prompt_share: float,
     prices: Prices | None = None,
 ) -> Cost:
-    """`rate`: requests a second in all; `prompt_share`: share of the busy time that prompts take; `power`: of a chip."""
+    """`power` and price are of a chip, `rate` is requests a second in all, `prompt_share` the share of the time that
+    prompts take."""
     kwh = chips * power * POWER_OVERHEAD / 1e3 / 3600 / (rate * output) * 1e6
     if price_per_hour is None:
         return Cost(None, None, None, kwh)

@@ -24,3 +24,6 @@ class Layout:
 
     def __str__(self) -> str:
         return " ".join(f"{name}{n}" for name, n in (("TP", self.tp), ("DP", self.dp), ("PP", self.pp)) if n > 1) or "1"
+
+
+ONE_CHIP = Layout()

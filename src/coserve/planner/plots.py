@@ -11,9 +11,9 @@ from typing import Any
 
 from coserve.errors import InvalidRequest
 from coserve.planner import report as rows
-from coserve.planner.plan import Answer, Plan
 from coserve.planner.report import Report
 from coserve.planner.serving import closed_loop
+from coserve.planner.serving_plan import Answer, Plan
 
 INK, MUTED, RULE = "#1d2433", "#667085", "#d0d5dd"
 COLOURS = ("#2457d6", "#d6502b", "#1b8a5a", "#8a3fc7", "#b8860b", "#0e8fa3", "#c2307a", "#5b6b2d")
@@ -107,7 +107,9 @@ def _drawings(report: Report) -> list[tuple[str, Any]]:
         plans = report.trained[0][:SHOWN]
         found.append(("Training: cost and time", lambda a: _training(a, plans)))
     if report.shared:
-        found.append(("Chips for two clusters, and for one that does both", lambda a: _clusters(a, report.shared[:SHOWN])))
+        found.append(
+            ("Chips for two clusters, and for one that does both", lambda a: _clusters(a, report.shared[:SHOWN]))
+        )
     if not found:
         raise InvalidRequest("no chip can do it: there is nothing to plot")
     return found
@@ -217,12 +219,16 @@ def _training(axis: Any, plans: Sequence[Any]) -> None:
 def _clusters(axis: Any, shared: Sequence[Any]) -> None:
     names = [s.chip.name for s in shared][::-1]
     places = range(len(names))
-    axis.barh([p + 0.2 for p in places], [s.serving.chips for s in shared][::-1], 0.36, color=COLOURS[0], label="serving")
+    axis.barh(
+        [p + 0.2 for p in places], [s.serving.chips for s in shared][::-1], 0.36, color=COLOURS[0], label="serving"
+    )
     axis.barh(
         [p + 0.2 for p in places], [s.training.chips for s in shared][::-1], 0.36,
         left=[s.serving.chips for s in shared][::-1], color=COLOURS[2], label="training",
     )  # fmt: skip
-    axis.barh([p - 0.2 for p in places], [s.together or 0 for s in shared][::-1], 0.36, color=COLOURS[3], label="one for both")
+    axis.barh(
+        [p - 0.2 for p in places], [s.together or 0 for s in shared][::-1], 0.36, color=COLOURS[3], label="one for both"
+    )
     axis.set_yticks(list(places), names)
     axis.set_xlabel("chips")
     axis.legend(frameon=False)
@@ -261,7 +267,8 @@ def _page(report: Report, pictures: Sequence[str]) -> str:
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(report.shape.name)}: plan</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><body>{"".join(parts)}</body></html>'
+        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
+        f"<body>{''.join(parts)}</body></html>"
     )
 
 

@@ -7,14 +7,14 @@ does not see added: collectives over the links, and time that every layer, step 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 from coserve.chips import ChipSpec
 from coserve.planner.constants import FITTED, Constants
 from coserve.planner.formats import number_format
-from coserve.planner.layout import Layout
+from coserve.planner.layout import ONE_CHIP, Layout
 from coserve.planner.shape import ModelShape
 from coserve.roofline import Chip, Roofline, Work
 
@@ -68,7 +68,7 @@ class Seconds:
 class Replica:
     shape: ModelShape
     chip: ChipSpec
-    layout: Layout = Layout()
+    layout: Layout = ONE_CHIP
     weights: str = "bfloat16"  # number format of the matrices
     cache: str = "bfloat16"  # of keys and values
     engine: str = "vllm"  # the software: a name in `constants.prompt_layer`
@@ -146,7 +146,7 @@ class Replica:
     def decode(self, batch: float, context: float, tokens: int = 1) -> Seconds:
         """Seconds of a decode step."""
         p = self.decode_pass(batch, context, tokens)
-        return self._seconds(p, p.messages * self._latency + self._overhead(p.sequences))
+        return self._seconds(p, p.messages * self._latency + self._overhead(p.sequences), self.few_rows)
 
     def prompt(self, tokens: float, before: float = 0.0) -> Seconds:
         """Seconds of a prompt's own pass."""
@@ -167,12 +167,13 @@ class Replica:
         together = max(step.memory, step.arithmetic + p.arithmetic)
         return (together - max(step.memory, step.arithmetic) + p.links) / self.layout.pp
 
-    def _seconds(self, p: Pass, latency: float) -> Seconds:
-        chip = self.roofline.chip
+    def _seconds(self, p: Pass, latency: float, roofline: Roofline | None = None) -> Seconds:
+        roofline = roofline or self.roofline
+        chip = roofline.chip
         flops = p.matrix + p.attention * chip.flops / self._attention_rate
         memory = (p.weights + p.cache) / (chip.bandwidth * chip.efficiency)
         links = p.moved / (self._link_bandwidth * self.constants.link) if p.moved else 0.0
-        total = self.roofline.seconds(Work(p.weights + p.cache, flops)) + links + latency
+        total = roofline.seconds(Work(p.weights + p.cache, flops)) + links + latency
         return Seconds(memory, flops / chip.flops, links, latency, total)
 
     @cached_property
@@ -182,6 +183,12 @@ class Replica:
         reached, read = (1.0, 1.0) if self.chip.measured else (c.arithmetic, c.memory)
         rate = matmul_rate(self.chip, format, c) * reached
         return Roofline(Chip(self.chip.name, format, self.chip.bandwidth, rate, read, self.chip.overlap))
+
+    @cached_property
+    def few_rows(self) -> Roofline:
+        """The same for products with few rows, where they were measured to be slower."""
+        rate = self.chip.few_rows
+        return Roofline(replace(self.roofline.chip, flops=rate)) if rate else self.roofline
 
     @cached_property
     def _attention_rate(self) -> float:
@@ -202,8 +209,10 @@ class Replica:
         c, shape = self.constants, self.shape
         if self.chip.kind == "dataflow":
             return shape.layers * c.crossings * self.chip.crossing
-        layer = c.cpu_layer if self.chip.kind == "cpu" else c.layer
-        return shape.layers * layer + shape.moe_layers * c.expert_layer + c.step + sequences * c.sequence
+        cpu = self.chip.kind == "cpu"
+        layer = c.cpu_layer if cpu else c.layer
+        sequence = c.cpu_sequence + c.cpu_token * shape.vocab if cpu else c.sequence
+        return shape.layers * layer + shape.moe_layers * c.expert_layer + c.step + sequences * sequence
 
 
 def arithmetic_format(chip: ChipSpec, weights: str) -> str:

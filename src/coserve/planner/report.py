@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from coserve.planner.plan import Answer, Plan, Refusal
+from coserve.planner.serving_plan import Answer, Plan, Refusal
 from coserve.planner.shape import ModelShape
 from coserve.planner.training_plan import Shared, TrainingPlan
 

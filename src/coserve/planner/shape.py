@@ -115,8 +115,10 @@ class ModelShape:
         """FLOPs of scores and values of `tokens` tokens that attend to `context` keys each (in a `prompt`: half of it
         on average)."""
         parts = ((layer.attention, count) for layer, count in self.kinds)
-        return 2 * tokens * sum(
-            count * ((a.prompt_pair if prompt else None) or a.pair) * a.keys(context) for a, count in parts
+        return (
+            2
+            * tokens
+            * sum(count * ((a.prompt_pair if prompt else None) or a.pair) * a.keys(context) for a, count in parts)
         )
 
     def kv_chips(self, chips: int) -> int:

@@ -20,16 +20,17 @@ def this_machine(weights: str = "bfloat16", cache: Path | None = None) -> ChipSp
     them), for weights of that format as the engine computes with them. Needs torch."""
     import torch
 
-    from coserve.kernels.calibration import available_memory, load_or_measure_chip
+    from coserve.kernels.calibration import available_memory, load_or_measure_chip, measure_few_rows
     from coserve.models.dtype import computing_dtype
 
     stored = torch.float32 if number_format(weights) == "float32" else torch.bfloat16
-    measured = load_or_measure_chip(cache, torch.float32 if stored == torch.float32 else computing_dtype(), stored)
-    return from_measured(measured, available_memory(), os.cpu_count() or 1)
+    computed = torch.float32 if stored == torch.float32 else computing_dtype()
+    chip, few_rows = load_or_measure_chip(cache, computed, stored), measure_few_rows(computed, stored)
+    return from_measured(chip, few_rows, available_memory(), os.cpu_count() or 1)
 
 
-def from_measured(chip: Chip, memory: float, cores: int) -> ChipSpec:
-    """The measured chip in the catalogue's terms: peaks are what was reached."""
+def from_measured(chip: Chip, few_rows: tuple[float, float], memory: float, cores: int) -> ChipSpec:
+    """The measured chip in the catalogue's terms: peaks are what was reached. `few_rows`: as `measure_few_rows`."""
     today = date.today().isoformat()
     source = f"measured here ({chip.name})"
     bandwidth = chip.bandwidth * chip.efficiency
@@ -52,5 +53,6 @@ def from_measured(chip: Chip, memory: float, cores: int) -> ChipSpec:
         power=WATTS_PER_CORE * cores,
         price_per_hour=None,
         figures=figures,
-        overlap=chip.overlap,
+        few_rows=few_rows[0],
+        overlap=few_rows[1],
     )

@@ -59,7 +59,9 @@ def _row(path: Path, line: int, row: dict[str, str], columns: list[str]) -> tupl
         when, prompt, output = (row[column] for column in columns)
         return _seconds(when), float(prompt), float(output)
     except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"{path}, line {line}: not a time and two numbers of tokens ({error})", param="trace") from error
+        raise InvalidRequest(
+            f"{path}, line {line}: not a time and two numbers of tokens ({error})", param="trace"
+        ) from error
 
 
 def _seconds(text: str) -> float:

@@ -139,4 +139,3 @@ def adapter_parameters(shape: ModelShape, rank: int) -> int:
     """Elements of LoRA matrices on the projections of attention and of dense feed-forward blocks."""
     heads = 2 * (shape.heads + shape.kv_heads) * shape.head_dim
     return shape.layers * rank * (7 * shape.hidden + 3 * shape.intermediate + heads)
-

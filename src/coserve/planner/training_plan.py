@@ -11,7 +11,7 @@ from coserve.errors import InvalidRequest
 from coserve.planner.candidates import MOST_TENSOR_PARALLEL
 from coserve.planner.constants import FITTED, Constants
 from coserve.planner.layout import Layout
-from coserve.planner.plan import Answer, Plan, Refusal
+from coserve.planner.serving_plan import Answer, Plan, Refusal
 from coserve.planner.shape import ModelShape
 from coserve.planner.training import WHOLE_RUN, Run, Training, fits, memory_parts, training_speed
 
@@ -28,7 +28,7 @@ class TrainingQuestion:
     shape: ModelShape
     tokens: float  # to be trained on
     deadline: float  # seconds
-    run: Run = Run()
+    run: Run
 
     def __post_init__(self) -> None:
         for name, value in (("train-tokens", self.tokens), ("deadline", self.deadline)):
@@ -84,15 +84,13 @@ def training_on_chip(
         return Refusal(chip, "made for inference: no training software")
     if chip.kind == "dataflow":
         return Refusal(chip, "its training streams weights from outside the chip, which is not modelled")
-    plans = [
-        plan for layout, run in _ways(question, chip) if (plan := _fewest(question, chip, layout, run, constants))
-    ]
+    plans = [plan for layout, run in _ways(question, chip) if (plan := _fewest(question, chip, layout, run, constants))]
     if plans:
         return min(plans, key=lambda plan: (plan.chips, plan.seconds))
-    needed = memory_parts(question.shape, replace(question.run, recompute=True), Layout(), 1)
+    needed = sum(memory_parts(question.shape, replace(question.run, recompute=True), Layout(), 1).values())
     return Refusal(
         chip,
-        f"{MOST_CHIPS:,} chips are too few or too small (a copy of the states takes {sum(needed.values()) / 1e9:,.0f} GB)",
+        f"{MOST_CHIPS:,} chips are too few or too small (one copy of all states takes {needed / 1e9:,.0f} GB)",
     )
 
 

@@ -14,9 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from coserve.chips import catalogue
 from coserve.errors import InvalidRequest
-from coserve.planner.ask import THIS, Ask, plan
-from coserve.planner.report import as_json
-from coserve.planner.shape import named_shape
+from coserve.planner.ask import THIS, Ask, plan_by_name
 from coserve.service.bodies import Body, parse
 
 
@@ -33,7 +31,7 @@ class PlanBody(Body):
     train_tokens: str | None = None
     method: Literal["full", "lora", "qlora"] = "lora"
     deadline: str = "24h"
-    chips: list[str] = []
+    chips: tuple[str, ...] = ()
     weights: str | None = None
     cache: str = "bfloat16"
     engine: str = "vllm"
@@ -60,8 +58,4 @@ async def create_plan(http: Request) -> Response:
 def _elsewhere(ask: Ask) -> dict[str, Any]:
     """In a process of its own, and a low-priority one: a plan is a second of Python, and decoding must not feel it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=os.nice, initargs=(10,)) as pool:
-        return pool.submit(_answer, ask).result()
-
-
-def _answer(ask: Ask) -> dict[str, Any]:
-    return as_json(plan(ask, named_shape(ask.model)))
+        return pool.submit(plan_by_name, ask).result()

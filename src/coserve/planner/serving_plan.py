@@ -145,9 +145,7 @@ class Answer:
     refusals: tuple[Refusal, ...]
 
 
-def plan_serving(
-    question: Question, chips: Iterable[ChipSpec] | None = None, constants: Constants = FITTED
-) -> Answer:
+def plan_serving(question: Question, chips: Iterable[ChipSpec] | None = None, constants: Constants = FITTED) -> Answer:
     """The best plan on each chip (all of the catalogue unless given), or why there is none."""
     found = [plan_on_chip(question, chip, constants) for chip in (catalogue() if chips is None else chips)]
     plans = [plan for plan in found if isinstance(plan, Plan)]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from coserve.chips import find_chip
 from coserve.errors import InvalidRequest
 from coserve.planner.economics import Prices, serving_cost
-from coserve.planner.plan import Plan, Question, Refusal, plan_on_chip, plan_serving
 from coserve.planner.serving import Limits, Requests
+from coserve.planner.serving_plan import Plan, Question, Refusal, plan_on_chip, plan_serving
 from coserve.planner.shape import load_shape
 
 LLAMA_70B, LLAMA_8B = load_shape("Llama-3.1-70B"), load_shape("Llama-3.1-8B")
