@@ -33,7 +33,7 @@ lint: .venv/dev ## ruff (rules and format) and mypy
 	$(BIN)/mypy
 
 bench: .venv/dev ## the benchmarks, a minute each; ARGS="" for the full ones
-	@for file in benchmarks/coserving.py benchmarks/training.py benchmarks/decode.py; do \
+	@for file in benchmarks/coserving.py benchmarks/training.py benchmarks/decode.py benchmarks/planner_validation.py benchmarks/planner_here.py; do \
 		$(BIN)/python $$file $(if $(filter undefined,$(origin ARGS)),--quick,$(ARGS)) || exit 1; done
 
 clean: ## remove .venv and what was built; the models and jobs in ~/.coserve stay

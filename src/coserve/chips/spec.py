@@ -64,6 +64,12 @@ class ChipSpec:
         return max(self.memory, key=lambda level: level.capacity).bandwidth
 
     @property
+    def bought(self) -> bool:
+        """Whether the price an hour is that of buying, spread over its use, and not of renting."""
+        figure = self.figures.get("price_per_hour")
+        return figure is not None and "amortised" in figure.source
+
+    @property
     def measured(self) -> bool:
         """Whether bandwidth and FLOP/s are what was reached on the chip itself, not what its maker states."""
         return any(f.confidence == "measured" for name, f in self.figures.items() if name.endswith(".bandwidth"))

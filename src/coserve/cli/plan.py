@@ -119,6 +119,7 @@ def _show(result: Report) -> None:
     if result.shared:
         typer.echo("\nOne cluster for both, beside two")
         show_table(report.SHARED_COLUMNS, [report.shared_cells(shared) for shared in result.shared])
+    typer.echo(f"\n{report.PRICES}")
 
 
 def _show_refusals(what: str, refusals: Sequence[Refusal]) -> None:

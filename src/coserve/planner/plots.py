@@ -80,16 +80,21 @@ def _pyplot() -> Any:
             "axes.edgecolor": RULE,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "svg.fonttype": "none",
+            "svg.fonttype": "path",
         }
     )
     return plt
 
 
 def _finish(axis: Any, title: str) -> None:
-    axis.set_title(title, loc="left", fontweight="bold")
+    axis.set_title(title, loc="left", fontweight="bold", pad=22)
     axis.grid(True, color=RULE, linewidth=0.5)
     axis.set_axisbelow(True)
+
+
+def _legend_above(axis: Any) -> None:
+    """Where bars cannot hide it."""
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
 
 
 def _drawings(report: Report) -> list[tuple[str, Any]]:
@@ -128,7 +133,7 @@ def _parts(axis: Any, plans: Sequence[Plan]) -> None:
         axis.barh(names, widths, left=left, color=colour, label=label, height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.set_xlabel("ms of a decode step")
-    axis.legend(frameon=False, loc="best")
+    _legend_above(axis)
 
 
 def _roofline(axis: Any, plans: Sequence[Plan]) -> None:
@@ -231,14 +236,14 @@ def _clusters(axis: Any, shared: Sequence[Any]) -> None:
     )
     axis.set_yticks(list(places), names)
     axis.set_xlabel("chips")
-    axis.legend(frameon=False)
+    _legend_above(axis)
 
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2433;max-width:72rem;margin:2rem auto;padding:0 1rem}
+body{font:15px/1.5 system-ui,sans-serif;color:#1d2433;max-width:88rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{margin-top:2.2rem;font-size:1.15rem}
-table{border-collapse:collapse;width:100%;font-size:.82rem;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .5rem;border-bottom:1px solid #d0d5dd;text-align:right;white-space:nowrap}
+table{border-collapse:collapse;width:100%;font-size:.78rem;font-variant-numeric:tabular-nums}
+th,td{padding:.3rem .4rem;border-bottom:1px solid #d0d5dd;text-align:right;white-space:nowrap}
 th:first-child,td:first-child{text-align:left} th{color:#667085;font-weight:600}
 tbody tr:first-child{font-weight:600} .wide{overflow-x:auto} li{font-size:.88rem;color:#475467}
 figure{margin:1.6rem 0;break-inside:avoid} figcaption{font-weight:600} svg{width:100%;height:auto}
@@ -254,16 +259,16 @@ def _page(report: Report, pictures: Sequence[str]) -> str:
     if report.answer:
         cells = [rows.serving_cells(plan) for plan in report.answer.plans]
         parts += ["<h2>Serving</h2>", _table(rows.SERVING_COLUMNS, cells), _list(report.answer.refusals)]
-    if report.trained:
-        cells = [rows.training_cells(plan) for plan in report.trained[0]]
-        parts += ["<h2>Training</h2>", _table(rows.TRAINING_COLUMNS, cells), _list(report.trained[1])]
+    parts += ["<h2>Pictures</h2>", *pictures]
     if report.shared:
         cells = [rows.shared_cells(shared) for shared in report.shared]
         parts += ["<h2>One cluster for both, beside two</h2>", _table(rows.SHARED_COLUMNS, cells)]
-    parts += ["<h2>Pictures</h2>", *pictures]
+    if report.trained:
+        cells = [rows.training_cells(plan) for plan in report.trained[0]]
+        parts += ["<h2>Training</h2>", _table(rows.TRAINING_COLUMNS, cells), _list(report.trained[1])]
     parts.append(
         "<footer>By coserve plan, from the roofline, the chips' stated figures and constants fitted on published "
-        "measurements. How right it is: docs/planner.md. Energy is at the chips' stated power.</footer>"
+        f"measurements. How right it is: docs/planner.md. Energy is at the chips' stated power. {rows.PRICES}.</footer>"
     )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(report.shape.name)}: plan</title>'

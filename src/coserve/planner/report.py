@@ -49,6 +49,7 @@ def serving_row(plan: Plan) -> Row:
         "mfu": plan.mfu,
         "bound": plan.bound,
         "usd_per_hour": cost.per_hour,
+        "price_source": plan.price_source,
         "usd_per_million_input": cost.per_million_input,
         "usd_per_million_output": cost.per_million_output,
         "kwh_per_million_output": cost.kwh_per_million_output,
@@ -119,6 +120,8 @@ SERVING_COLUMNS = (
     "chip", "chips", "layout", "weights", "batch", "tok/s/user", "TTFT p99", "ITL p50/p99", "MBU", "MFU",
     "bound by", "$/h", "$/M in", "$/M out", "kWh/M",
 )  # fmt: skip
+BOUGHT = "*"
+PRICES = "* bought and used up over years, without running costs; other prices are rent (coserve chips NAME says whose)"
 TRAINING_COLUMNS = ("chip", "chips", "layout", "tok/s/chip", "MFU", "days", "memory", "$")
 SHARED_COLUMNS = ("chip", "to serve", "to train", "two clusters", "one cluster", "saved $/h")
 
@@ -138,7 +141,7 @@ def serving_cells(plan: Plan) -> tuple[str, ...]:
         f"{plan.mbu:.0%}",
         f"{plan.mfu:.0%}",
         plan.bound,
-        dollars(cost.per_hour),
+        dollars(cost.per_hour) + (BOUGHT if _bought(plan) else ""),
         dollars(cost.per_million_input),
         dollars(cost.per_million_output),
         f"{cost.kwh_per_million_output:.2g}",
@@ -154,8 +157,12 @@ def training_cells(plan: TrainingPlan) -> tuple[str, ...]:
         f"{plan.speed.mfu:.0%}",
         f"{plan.seconds / 86400:.2f}",
         f"{sum(plan.memory.values()) / 1e9:.0f} GB",
-        dollars(plan.cost),
+        dollars(plan.cost) + (BOUGHT if plan.cost is not None and plan.chip.bought else ""),
     )
+
+
+def _bought(plan: Plan) -> bool:
+    return plan.chip.bought and plan.chip.name not in plan.question.price_per_hour
 
 
 def shared_cells(shared: Shared) -> tuple[str, ...]:
@@ -171,6 +178,14 @@ def shared_cells(shared: Shared) -> tuple[str, ...]:
 
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:,.3g} ms" if seconds < 1 else f"{seconds:,.3g} s"
+
+
+def _count(tokens: float) -> str:
+    """5e9 -> 5B."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if tokens >= scale:
+            return f"{tokens / scale:.4g}{letter}"
+    return f"{tokens:.4g}"
 
 
 def dollars(value: float | None) -> str:
@@ -214,7 +229,7 @@ def _training_lines(shape: ModelShape, plans: tuple[TrainingPlan, ...]) -> list[
     question = best.question
     cost = f" for ${dollars(best.cost)}" if best.cost is not None else ""
     return [
-        f"{shape.name}: {question.run.method} training on {question.tokens:.3g} tokens in "
+        f"{shape.name}: {question.run.method} training on {_count(question.tokens)} tokens in "
         f"{question.deadline / 3600:.4g} h",
         f"Cheapest: {best.chips} x {best.chip.name}{cost}, done in {best.seconds / 3600:.3g} h.",
     ]

@@ -79,6 +79,14 @@ class Plan:
         return self.replica.chip
 
     @property
+    def price_source(self) -> str | None:
+        """What kind of price the cost is made of, and where it was read."""
+        if self.chip.name in self.question.price_per_hour:
+            return "as given"
+        figure = self.chip.figures.get("price_per_hour")
+        return f"{figure.source} ({figure.date})" if figure else None
+
+    @property
     def layout(self) -> Layout:
         return self.replica.layout
 
