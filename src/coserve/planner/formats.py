@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from coserve.errors import InvalidRequest
 
 ELEMENT_BYTES = {
@@ -39,6 +41,7 @@ def number_format(name: str) -> str:
     return plain
 
 
+@cache
 def element_bytes(name: str) -> float:
     """Bytes of an element. Raises `InvalidRequest` for an unknown format."""
     return ELEMENT_BYTES[number_format(name)]

@@ -79,7 +79,7 @@ class Replica:
     @cached_property
     def weight_bytes(self) -> float:
         """Bytes of weights on all its chips, copies of attention's included."""
-        return self.shape.weight_bytes(self.weights) + (self.layout.dp - 1) * self.shape.dense_bytes(self.weights)
+        return self.shape.weight_bytes(self.weights) + (self.layout.dp - 1) * self._dense_bytes
 
     @cached_property
     def room(self) -> float:
@@ -113,12 +113,20 @@ class Replica:
 
     def prompt_pass(self, tokens: float, before: float = 0.0) -> Pass:
         """A prompt of `tokens` tokens after `before` tokens that are in the cache already."""
-        return self._pass(
-            tokens,
-            cache=0.0,
-            attention=self.shape.attention_flops(tokens, before + tokens / 2, prompt=True),
-            sequences=0.0,
-        )
+        found = self._prompts.get((tokens, before))
+        if found is None:
+            attention = self.shape.attention_flops(tokens, before + tokens / 2, prompt=True)
+            found = self._prompts[tokens, before] = self._pass(tokens, cache=0.0, attention=attention, sequences=0.0)
+        return found
+
+    @cached_property
+    def _prompts(self) -> dict[tuple[float, float], Pass]:
+        """Counted once: a search asks for the same prompt beside batch after batch."""
+        return {}
+
+    @cached_property
+    def _dense_bytes(self) -> float:
+        return self.shape.dense_bytes(self.weights)
 
     def _pass(self, tokens: float, cache: float, attention: float, sequences: float) -> Pass:
         layout, shape = self.layout, self.shape
@@ -126,7 +134,7 @@ class Replica:
         collectives = 2 * shape.layers if n > 1 else 0
         bytes_each = 2 * (n - 1) / n * tokens / layout.dp * shape.hidden * 2
         return Pass(
-            weights=shape.dense_bytes(self.weights) / layout.tp + shape.expert_bytes(self.weights, tokens) / n,
+            weights=self._dense_bytes / layout.tp + shape.expert_bytes(self.weights, tokens) / n,
             cache=cache,
             matrix=shape.matrix_flops(tokens) / n,
             attention=attention / n,

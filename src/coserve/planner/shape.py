@@ -49,11 +49,11 @@ class ModelShape:
 
     def parameters(self) -> int:
         """All parameters; a tied output matrix counts once."""
-        return self._always() + self._experts(lambda f: f.experts) + (0 if self.tied else self.embedding)
+        return self._always + self._experts(lambda f: f.experts) + (0 if self.tied else self.embedding)
 
     def active_parameters(self) -> int:
         """Those read for one token: of the experts the chosen ones, and the output matrix, not the embedding."""
-        return self._always() + self._experts(lambda f: f.chosen)
+        return self._always + self._experts(lambda f: f.chosen)
 
     def weight_bytes(self, format: str) -> float:
         """Bytes of all weights. In `format` are the layers' matrices (or the experts only, as published checkpoints
@@ -129,6 +129,7 @@ class ModelShape:
     def moe_layers(self) -> int:
         return sum(count for layer, count in self.kinds if layer.feed_forward.experts)
 
+    @cached_property
     def _always(self) -> int:
         """Elements that every token needs: one embedding-sized matrix and the layers without their experts."""
         return self.embedding + self.extra + sum(count * _without_experts(layer) for layer, count in self.kinds)
