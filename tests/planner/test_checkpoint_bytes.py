@@ -12,7 +12,13 @@ from safetensors import safe_open
 
 from coserve.planner.shape import load_shape
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 128}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+}
 GROUPED = {**SMALL, "num_key_value_heads": 2}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 CONFIGS = {
