@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
-if __package__ in (None, ""):
+if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import describe_machine
@@ -90,12 +90,14 @@ class Fits:
     def __init__(self, known: Sequence[Case]):
         self.known = known
         self.found: dict[Key, Constants] = {}
+        used = {name: [case for case in known if group.uses(case)] for name, group in GROUPS.items()}
+        self.chips = {name: {case.chip for case in cases} for name, cases in used.items()}
+        self.models = {name: {case.model for case in cases} for name, cases in used.items()}
 
     def key(self, group: str, case: Case, left_out: str) -> Key:
-        """Only a chip or a model that the group's cases have can be left out, so that equal fits are made once."""
-        rows = [c for c in self.known if c.table in GROUPS[group].tables]
-        chip = left_out in ("chip", "both") and any(c.chip == case.chip for c in rows)
-        model = left_out in ("model", "both") and any(c.model == case.model for c in rows)
+        """Only a chip or a model that the group is fitted on can be left out, so that equal fits are made once."""
+        chip = left_out in ("chip", "both") and case.chip in self.chips[group]
+        model = left_out in ("model", "both") and case.model in self.models[group]
         return group, case.chip if chip else "", case.model if model else ""
 
     def make(self, keys: Iterable[Key]) -> None:

@@ -63,6 +63,9 @@ class Group:
     names: tuple[str, ...]
     engines: bool = False  # `prompt_layer`, too
 
+    def uses(self, case: Case) -> bool:
+        return case.fit and case.predict is not None and case.table in self.tables
+
 
 GROUPS = {
     "serving": Group(
@@ -110,7 +113,7 @@ def fit(group: Group, cases: Sequence[Case], base: Constants) -> Constants:
             fitted["prompt_layer"] = dict(zip(engines, values[len(names) :], strict=True))
         return replace(base, **fitted)
 
-    used = [case for case in cases if case.fit and case.predict and case.table in group.tables]
+    used = [case for case in cases if group.uses(case)]
     if not used:
         return constants(start)
     weight = _weights(used)

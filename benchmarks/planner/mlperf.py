@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.planner.case import Case, Row
 from coserve.chips import ChipSpec, find_chip
 from coserve.planner.constants import Constants
-from coserve.planner.layout import Layout
+from coserve.planner.layout import Layout, powers_of_two
 from coserve.planner.replica import Replica
 from coserve.planner.serving import Limits, Requests, best_throughput
 from coserve.planner.shape import ModelShape, load_shape
@@ -94,7 +94,7 @@ def best_rate(
 ) -> float:
     """Output tokens a second with the tensor parallel degree that gives most; 0 where none keeps the limits."""
     best = 0.0
-    for tp in powers(system.node):
+    for tp in powers_of_two(system.node):
         replica = Replica(shape, system.chip, Layout(tp), format, cache, engine, constants)
         serving = best_throughput(replica, requests, limits)
         if serving is not None:
@@ -104,12 +104,7 @@ def best_rate(
 
 def fits(shape: ModelShape, system: System, format: str) -> bool:
     """Whether any degree leaves room for a cache beside the weights."""
-    return any(Replica(shape, system.chip, Layout(tp), format).room > 0 for tp in powers(system.node))
-
-
-def powers(most: int) -> list[int]:
-    """1, 2, 4, ... up to `most`."""
-    return [1 << n for n in range(most.bit_length())]
+    return any(Replica(shape, system.chip, Layout(tp), format).room > 0 for tp in powers_of_two(system.node))
 
 
 def _systems(row: Row) -> list[System]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from coserve.chips import ChipSpec
-from coserve.planner.layout import Layout
-from coserve.planner.replica import USABLE
+from coserve.planner.layout import Layout, powers_of_two
+from coserve.planner.replica import USABLE, Replica
 from coserve.planner.shape import ModelShape
 
 MOST_TENSOR_PARALLEL = 64
@@ -27,33 +28,19 @@ def weight_formats(shape: ModelShape, chip: ChipSpec) -> tuple[str, ...]:
 def layouts(shape: ModelShape, chip: ChipSpec, weights: str) -> Iterator[Layout]:
     """Layouts whose weights fit, smallest first; none if no number of chips is enough."""
     total = shape.weight_bytes(weights)
-    fewest = max(1, _ceil(total / (chip.capacity * USABLE)))
+    fewest = max(1, math.ceil(total / (chip.capacity * USABLE)))
     if chip.kind == "dataflow":
-        wanted = sorted({_ceil(fewest * times) for times in ROOM_FOR_CACHE})
+        wanted = sorted({math.ceil(fewest * times) for times in ROOM_FOR_CACHE})
         yield from (Layout(pp=n) for n in wanted if n <= chip.group)
         return
     widest = min(chip.group, MOST_TENSOR_PARALLEL)
-    fitting = [n for n in _powers_of_two(widest) if n >= fewest]
+    widths = sorted({*powers_of_two(widest), widest})  # servers with 12 chips use all of them
+    fitting = [n for n in widths if n >= fewest]
     for n in fitting:
         yield Layout(tp=n)
-        if shape.experts and n > shape.kv_chips(n) and _fits(shape, chip, Layout(dp=n), weights):
+        if shape.experts and n > shape.kv_chips(n) and Replica(shape, chip, Layout(dp=n), weights).room > 0:
             yield Layout(dp=n)
     if not fitting:
-        stages = _ceil(fewest / _powers_of_two(widest)[-1])
+        stages = math.ceil(fewest / widest)
         if stages <= shape.layers:
-            yield Layout(tp=_powers_of_two(widest)[-1], pp=stages)
-
-
-def _fits(shape: ModelShape, chip: ChipSpec, layout: Layout, weights: str) -> bool:
-    needed = shape.weight_bytes(weights) + (layout.dp - 1) * shape.dense_bytes(weights)
-    return needed < layout.chips * chip.capacity * USABLE
-
-
-def _powers_of_two(most: int) -> list[int]:
-    """1, 2, 4, ... up to `most`, and `most` itself: servers with 12 chips use all of them."""
-    powers = [1 << i for i in range(most.bit_length()) if 1 << i <= most]
-    return powers if powers[-1] == most else [*powers, most]
-
-
-def _ceil(value: float) -> int:
-    return -int(-value // 1)
+            yield Layout(tp=widest, pp=stages)

@@ -27,3 +27,8 @@ class Layout:
 
 
 ONE_CHIP = Layout()
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`."""
+    return [1 << i for i in range(most.bit_length())]

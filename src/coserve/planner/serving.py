@@ -8,7 +8,7 @@ busy server.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coserve.planner.replica import Replica, Seconds
 
@@ -104,9 +104,7 @@ def open_loop(replica: Replica, requests: Requests, rate: float) -> Serving | No
     found = closed_loop(replica, requests, high)
     wait = found.share * found.busy / (1 - found.busy) if found.busy < 1 else math.inf
     ttft = found.ttft + wait + found.step.total / 2
-    return Serving(
-        found.running, found.tpot, ttft, found.step, found.prompt, found.share, found.busy, min(rate, found.rate)
-    )
+    return replace(found, ttft=ttft, rate=min(rate, found.rate))
 
 
 def crowded(running: float) -> float:
@@ -133,7 +131,7 @@ def tail(replica: Replica, requests: Requests, serving: Serving) -> Tail:
     with_prompt = serving.rate * chunks * worst.step.total  # share of the steps that carry a chunk
     itl = worst.step.total + (serving.share / chunks if with_prompt > 0.01 else 0.0)
     first = replica.first_token + serving.prompt.total + worst.step.total
-    return Tail(first + queue, worst.tpot, max(itl, worst.step.total))
+    return Tail(first + queue, worst.tpot, itl)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from coserve.chips import ChipSpec, catalogue
 from coserve.errors import InvalidRequest
 from coserve.planner.candidates import MOST_TENSOR_PARALLEL
 from coserve.planner.constants import FITTED, Constants
-from coserve.planner.layout import Layout
+from coserve.planner.layout import Layout, powers_of_two
 from coserve.planner.serving_plan import Answer, Plan, Refusal
 from coserve.planner.shape import ModelShape
 from coserve.planner.training import WHOLE_RUN, Run, Training, fits, memory_parts, training_speed
@@ -20,7 +20,6 @@ SLACK_USED = 0.58
 (29 % of its speed alone at half load; docs/benchmarks.md). The aim there is 60 % at half load."""
 MOST_CHIPS = 16384
 """Chips of a training run at most: beyond, nobody has published how steps scale."""
-DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,7 @@ def training_on_chip(
 
 
 def _ways(question: TrainingQuestion, chip: ChipSpec) -> Iterator[tuple[Layout, Run]]:
-    widths = [1 << i for i in range(7) if 1 << i <= min(chip.group, MOST_TENSOR_PARALLEL)]
-    for width in widths:
+    for width in powers_of_two(min(chip.group, MOST_TENSOR_PARALLEL)):
         for recompute in (False, True):
             for microbatch in (1, 2, 4, 8):
                 yield Layout(tp=width), replace(question.run, recompute=recompute, microbatch=microbatch)
