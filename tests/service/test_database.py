@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -77,7 +78,8 @@ def test_writers_take_turns(tmp_path):
         async def write(i: int) -> None:
             async with database.write() as session:
                 await session.scalar(select(FileRow.seq))  # reading first is where SQLite would refuse
-                row = FileRow(id=new_id("file"), filename=str(i), purpose="x", bytes=i, created_at=now())
+                owner = {"project_id": "proj-default", "created_at": now()}
+                row = FileRow(id=new_id("file"), filename=str(i), purpose="x", bytes=i, **owner)
                 session.add(row)
 
         await asyncio.gather(*(write(i) for i in range(30)))
@@ -87,3 +89,20 @@ def test_writers_take_turns(tmp_path):
         return names
 
     assert asyncio.run(run()) == [str(i) for i in range(30)]
+
+
+def test_what_an_earlier_version_wrote_is_kept_and_belongs_to_the_default_project(tmp_path):
+    path = tmp_path / "db"
+    with sqlite3.connect(path) as connection:
+        connection.executescript((Path(__file__).parent / "data" / "schema_0001.sql").read_text())
+    open_and_close(path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("select id, project_id, tier, scopes, revoked_at from keys").fetchall() == [
+            ("key-1", "proj-default", None, '["all"]', None)
+        ]
+        assert connection.execute("select id, project_id from files").fetchall() == [("file-1", "proj-default")]
+        assert connection.execute("select id, project_id, key_id from jobs").fetchall() == [
+            ("ftjob-1", "proj-default", "")
+        ]
+        assert connection.execute("select job_id, message from job_events").fetchall() == [("ftjob-1", "Created")]
+        assert connection.execute("pragma foreign_key_check").fetchall() == []

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from coserve.service import Settings
-from coserve.service.auth.keys import KeyRing, make_key, open_key_ring, read_secret
+from coserve.service.auth.keys import KeyRing, NewKey, make_key, open_key_ring, read_secret
 from coserve.service.database import Database, sqlite_url
 from tests.service.conftest import openai_client, start
 
@@ -51,8 +51,9 @@ def test_many_keys_each_open_the_door(tmp_path):
     async def make():
         database = Database(sqlite_url(tmp_path / "db"))
         await database.open()
-        ring, _ = await open_key_ring(database, tmp_path, "configured")
-        keys = [await make_key(database, ring, f"key {i}") for i in range(3)]
+        await open_key_ring(database, tmp_path, "configured")
+        secret, _ = read_secret(tmp_path / "secret.key")
+        keys = [(await make_key(database, secret, NewKey(f"key {i}")))[0] for i in range(3)]
         ring, new = await open_key_ring(database, tmp_path, None)
         await database.close()
         return ring, keys, new

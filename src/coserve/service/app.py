@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from coserve.errors import CoserveError
 from coserve.service import chat, completions, files, fine_tuning, models, operations, planning
-from coserve.service.auth.keys import Door
+from coserve.service.auth.door import Door
 from coserve.service.errors import Guard, handle
 from coserve.service.jobs import Training
 from coserve.service.metrics import Counted

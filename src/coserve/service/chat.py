@@ -14,6 +14,7 @@ from starlette.types import Receive
 
 from coserve.engine import Output, Request
 from coserve.errors import InvalidRequest
+from coserve.service.auth.door import key_of
 from coserve.service.bodies import Body, parse, unsupported
 from coserve.service.generation import generating
 from coserve.service.ids import new_id, now
@@ -106,7 +107,7 @@ def _text(content: str | list[Part], where: str) -> str:
 async def create_chat_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
     body = await parse(http, ChatBody)
-    service.check_model(body.model)
+    service.check_model(body.model, key_of(http))
     body.refuse_unsupported()
     params = body.sampling(
         service.sampling_defaults,

@@ -13,6 +13,7 @@ from starlette.types import Receive
 
 from coserve.engine import Output, Request
 from coserve.errors import InvalidRequest
+from coserve.service.auth.door import key_of
 from coserve.service.bodies import parse, unsupported
 from coserve.service.generation import generating
 from coserve.service.ids import new_id, now
@@ -62,7 +63,7 @@ class CompletionBody(SamplingBody):
 async def create_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
     body = await parse(http, CompletionBody)
-    service.check_model(body.model)
+    service.check_model(body.model, key_of(http))
     body.refuse_unsupported()
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling(service.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs)

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from coserve.errors import Conflict, InvalidRequest, NotFound
+from coserve.service.auth.door import key_of
 from coserve.service.ids import new_id, now
 from coserve.service.paging import listing, page
 from coserve.service.tables import FileRow, JobRow
@@ -42,9 +43,9 @@ def file_object(row: FileRow) -> dict[str, Any]:
     }
 
 
-async def find_file(session: AsyncSession, file_id: str, *, param: str | None = None) -> FileRow:
-    """Raises `NotFound`."""
-    row = await session.scalar(select(FileRow).where(FileRow.id == file_id))
+async def find_file(session: AsyncSession, file_id: str, project: str, *, param: str | None = None) -> FileRow:
+    """Raises `NotFound`, also for another project's."""
+    row = await session.scalar(select(FileRow).where(FileRow.id == file_id, FileRow.project_id == project))
     if row is None:
         raise NotFound(f"There is no file {file_id!r}.", param=param)
     return row
@@ -68,6 +69,7 @@ async def create_file(http: Request) -> Response:
         purpose=TRAINING,
         bytes=form.size,
         created_at=now(),
+        project_id=key_of(http).project.id,
     )
     async with service.database.write() as session:
         session.add(row)
@@ -85,7 +87,7 @@ def _check_form(purpose: str | None, size: int) -> None:
 
 async def list_files(http: Request) -> Response:
     service: Service = http.app.state.service
-    query = select(FileRow)
+    query = select(FileRow).where(FileRow.project_id == key_of(http).project.id)
     if purpose := http.query_params.get("purpose"):
         query = query.where(FileRow.purpose == purpose)
     async with service.database.read() as session:
@@ -96,13 +98,13 @@ async def list_files(http: Request) -> Response:
 async def retrieve_file(http: Request) -> Response:
     service: Service = http.app.state.service
     async with service.database.read() as session:
-        return JSONResponse(file_object(await find_file(session, http.path_params["file_id"])))
+        return JSONResponse(file_object(await find_file(session, http.path_params["file_id"], key_of(http).project.id)))
 
 
 async def file_content(http: Request) -> Response:
     service: Service = http.app.state.service
     async with service.database.read() as session:
-        row = await find_file(session, http.path_params["file_id"])
+        row = await find_file(session, http.path_params["file_id"], key_of(http).project.id)
     path = service.settings.files_directory / row.id
     if not path.is_file():
         raise NotFound(f"The content of the file {row.id!r} is no longer there.")
@@ -113,7 +115,7 @@ async def delete_file(http: Request) -> Response:
     """A file that a job still needs stays: the job may have to read it again after a restart."""
     service: Service = http.app.state.service
     async with service.database.write() as session:
-        row = await find_file(session, http.path_params["file_id"])
+        row = await find_file(session, http.path_params["file_id"], key_of(http).project.id)
         uses = or_(JobRow.training_file == row.id, JobRow.validation_file == row.id)
         job = await session.scalar(select(JobRow.id).where(uses, JobRow.status.in_(UNFINISHED)))
         if job is not None:
@@ -123,7 +125,7 @@ async def delete_file(http: Request) -> Response:
     return JSONResponse({"id": row.id, "object": "file", "deleted": True})
 
 
-async def adopt_file(session: AsyncSession, directory: Path, source: Path) -> FileRow:
+async def adopt_file(session: AsyncSession, directory: Path, source: Path, project: str) -> FileRow:
     """Make a result of a job a file of its own: it outlives the job's directory.
 
     Raises: `OSError` if it cannot be read.
@@ -131,7 +133,7 @@ async def adopt_file(session: AsyncSession, directory: Path, source: Path) -> Fi
     file_id = new_id("file")
     await asyncio.to_thread(_link_or_copy, source, directory / file_id)
     size = (directory / file_id).stat().st_size
-    row = FileRow(id=file_id, filename=source.name, purpose=RESULTS, bytes=size, created_at=now())
+    row = FileRow(id=file_id, filename=source.name, purpose=RESULTS, bytes=size, created_at=now(), project_id=project)
     session.add(row)
     return row
 

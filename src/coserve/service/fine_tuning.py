@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coserve.errors import InvalidRequest, NotFound
+from coserve.service.auth.door import key_of
 from coserve.service.bodies import Body, parse, unsupported
 from coserve.service.files import TRAINING, find_file
 from coserve.service.hyperparameters import Hyperparameters, training_config
@@ -22,6 +23,7 @@ from coserve.service.paging import listing, page
 from coserve.service.tables import CheckpointRow, EventRow, JobRow
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
 SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -115,12 +117,15 @@ async def create_job(http: Request) -> Response:
     hyperparameters = body.told().resolve(service.engine.model_config.hidden_size)
     seed = secrets.randbelow(1 << 31) if body.seed is None else body.seed
     training_config(hyperparameters, seed)  # raises what it has against them
-    _check_base_model(service, body.model)
-    await _check_data(service, body.training_file, "training_file")
+    key = key_of(http)
+    _check_base_model(service, body.model, key)
+    await _check_data(service, body.training_file, key.project.id, "training_file")
     if body.validation_file is not None:
-        await _check_data(service, body.validation_file, "validation_file")
+        await _check_data(service, body.validation_file, key.project.id, "validation_file")
     row = JobRow(
         id=new_id("ftjob"),
+        project_id=key.project.id,
+        key_id=key.id,
         created_at=now(),
         status="validating_files",
         model=body.model,
@@ -135,22 +140,22 @@ async def create_job(http: Request) -> Response:
         labels=body.metadata,
     )
     await service.jobs.create(row)
-    return JSONResponse(await _job(service, row.id))
+    return JSONResponse(await _job(service, row.id, key.project.id))
 
 
-def _check_base_model(service: Service, name: str) -> None:
-    service.check_model(name)
+def _check_base_model(service: Service, name: str, key: Key) -> None:
+    service.check_model(name, key)
     if name != service.engine.name:
         raise InvalidRequest(
             f"{name!r} is fine-tuned already; fine-tuning starts from {service.engine.name!r}.", param="model"
         )
 
 
-async def _check_data(service: Service, file_id: str, param: str) -> None:
+async def _check_data(service: Service, file_id: str, project: str, param: str) -> None:
     """Raises `InvalidRequest` with `param` unless the file is there and each line of it can be used."""
     try:
         async with service.database.read() as session:
-            file = await find_file(session, file_id)
+            file = await find_file(session, file_id, project)
     except NotFound as error:
         raise InvalidRequest(error.message, param=param, code="file_not_found") from None
     if file.purpose != TRAINING:
@@ -164,26 +169,27 @@ async def _check_data(service: Service, file_id: str, param: str) -> None:
         raise InvalidRequest(f"The content of the file {file_id!r} is gone.", param=param) from None
 
 
-async def _job(service: Service, job_id: str) -> dict[str, Any]:
+async def _job(service: Service, job_id: str, project: str) -> dict[str, Any]:
     async with service.database.read() as session:
-        return job_object(await find_job(session, job_id))
+        return job_object(await find_job(session, job_id, project))
 
 
 async def retrieve_job(http: Request) -> Response:
-    return JSONResponse(await _job(http.app.state.service, http.path_params["job_id"]))
+    return JSONResponse(await _job(http.app.state.service, http.path_params["job_id"], key_of(http).project.id))
 
 
 async def list_jobs(http: Request) -> Response:
     service: Service = http.app.state.service
+    query = select(JobRow).where(JobRow.project_id == key_of(http).project.id)
     async with service.database.read() as session:
-        rows, more = await page(session, select(JobRow), http, default=20, largest=100)
+        rows, more = await page(session, query, http, default=20, largest=100)
     return JSONResponse(listing([job_object(row) for row in rows], more=more))
 
 
 async def list_events(http: Request) -> Response:
     service: Service = http.app.state.service
     async with service.database.read() as session:
-        job = await find_job(session, http.path_params["job_id"])
+        job = await find_job(session, http.path_params["job_id"], key_of(http).project.id)
         query = select(EventRow).where(EventRow.job_id == job.id)
         rows, more = await page(session, query, http, default=20, largest=1000)
     return JSONResponse(listing([event_object(row) for row in rows], more=more))
@@ -192,7 +198,7 @@ async def list_events(http: Request) -> Response:
 async def list_checkpoints(http: Request) -> Response:
     service: Service = http.app.state.service
     async with service.database.read() as session:
-        job = await find_job(session, http.path_params["job_id"])
+        job = await find_job(session, http.path_params["job_id"], key_of(http).project.id)
         query = select(CheckpointRow).where(CheckpointRow.job_id == job.id)
         rows, more = await page(session, query, http, default=10, largest=100)
     return JSONResponse(listing([checkpoint_object(row, job) for row in rows], more=more))
@@ -203,7 +209,7 @@ def _command(name: str) -> Callable[[Request], Awaitable[Response]]:
 
     async def command(http: Request) -> Response:
         jobs = http.app.state.service.jobs
-        row: JobRow = await getattr(jobs, name)(http.path_params["job_id"])
+        row: JobRow = await getattr(jobs, name)(http.path_params["job_id"], key_of(http).project.id)
         return JSONResponse(job_object(row))
 
     command.__name__ = f"{name}_job"

@@ -163,7 +163,7 @@ class Record:
     async def _finish(self, session: AsyncSession, row: JobRow, event: JobEvent) -> None:
         adopted = []
         for path in event.result_files:
-            file = await adopt_file(session, self.settings.files_directory, path)
+            file = await adopt_file(session, self.settings.files_directory, path, row.project_id)
             adopted.append(file.id)
         row.result_files = adopted
         row.adapter_path = _below(self.settings.directory, event.adapter_path)

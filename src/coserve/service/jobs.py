@@ -47,10 +47,10 @@ class Training:
         return cls(TrainingJob, read_examples)
 
 
-async def find_job(session: AsyncSession, job_id: str) -> JobRow:
-    """Raises `NotFound`."""
+async def find_job(session: AsyncSession, job_id: str, project: str | None = None) -> JobRow:
+    """Raises `NotFound`, also for another project's than `project`."""
     row = await session.scalar(select(JobRow).where(JobRow.id == job_id))
-    if row is None:
+    if row is None or project not in (None, row.project_id):
         raise NotFound(f"There is no fine-tuning job {job_id!r}.")
     return row
 
@@ -65,6 +65,7 @@ class Jobs:
         self._mailbox = mailbox
         self._training = training
         self._alive: dict[str, TrainingJob] = {}
+        self._owners: dict[str, str] = {}
         self._record = Record(database, settings, self._over)
         self._writer: asyncio.Task[None] | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
@@ -76,6 +77,7 @@ class Jobs:
         self._writer = asyncio.create_task(self._record.run())
         async with self._database.read() as session:
             rows = list(await session.scalars(select(JobRow).order_by(JobRow.seq)))
+        self._owners = {row.fine_tuned_model: row.project_id for row in rows}
         for row in rows:
             if row.model != self._engine.name:
                 if row.status in ON_THE_WAY:
@@ -126,6 +128,7 @@ class Jobs:
             session.add(row)
             await session.flush()  # events refer to it
             add_event(session, row.id, f"Created fine-tuning job: {row.id}")
+        self._owners[row.fine_tuned_model] = row.project_id
         await self._start(row)
 
     async def _start(self, row: JobRow) -> None:
@@ -163,10 +166,10 @@ class Jobs:
         if row.fine_tuned_model in self._engine.models():
             await asyncio.to_thread(self._engine.unload_adapter, row.fine_tuned_model)
 
-    async def cancel(self, job_id: str) -> JobRow:
+    async def cancel(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it is over."""
         async with self._database.write() as session:
-            row = await find_job(session, job_id)
+            row = await find_job(session, job_id, project)
             if row.status in FINAL:
                 raise Conflict(f"The job {job_id!r} has already {_ended(row.status)}.")
             row.status, row.finished_at, row.estimated_finish = "cancelled", now(), None
@@ -176,10 +179,10 @@ class Jobs:
             job.cancel()
         return row
 
-    async def pause(self, job_id: str) -> JobRow:
+    async def pause(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it does not go on."""
         async with self._database.write() as session:
-            row = await find_job(session, job_id)
+            row = await find_job(session, job_id, project)
             if row.status not in ON_THE_WAY:
                 raise Conflict(f"The job {job_id!r} cannot be paused: it is {row.status}.")
             self._record.last_status[job_id] = row.status
@@ -189,10 +192,10 @@ class Jobs:
             job.pause()
         return row
 
-    async def resume(self, job_id: str) -> JobRow:
+    async def resume(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it is not paused."""
         async with self._database.write() as session:
-            row = await find_job(session, job_id)
+            row = await find_job(session, job_id, project)
             if row.status != "paused":
                 raise Conflict(f"The job {job_id!r} cannot be resumed: it is {row.status}.")
             job = self._alive.get(job_id)
@@ -205,15 +208,20 @@ class Jobs:
             await self._start(row)
         return row
 
-    async def delete_model(self, name: str) -> None:
+    def owner(self, model: str) -> str | None:
+        """The project whose job made a model that is served or will be; None if no job did."""
+        return self._owners.get(model)
+
+    async def delete_model(self, name: str, project: str) -> None:
         """Stop serving a fine-tuned model and remove its weights. Result files stay.
 
-        Raises: `NotFound` if no job made it.
+        Raises: `NotFound` if no job of the project made it.
         """
         async with self._database.write() as session:
             row = await session.scalar(
                 select(JobRow).where(
                     JobRow.fine_tuned_model == name,
+                    JobRow.project_id == project,
                     JobRow.status == "succeeded",
                     JobRow.model_deleted_at.is_(None),
                 )

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from coserve.errors import InvalidRequest
+from coserve.service.auth.door import key_of
 from coserve.service.tables import JobRow
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ def _model_object(service: Service, name: str, created: dict[str, int]) -> dict[
 async def list_models(http: Request) -> Response:
     service: Service = http.app.state.service
     created = await _created(service)
-    data = [_model_object(service, name, created) for name in service.engine.models()]
+    data = [_model_object(service, name, created) for name in service.models(key_of(http))]
     return JSONResponse({"object": "list", "data": data})
 
 
 async def retrieve_model(http: Request) -> Response:
     service: Service = http.app.state.service
     name = http.path_params["model"]
-    service.check_model(name)
+    service.check_model(name, key_of(http))
     return JSONResponse(_model_object(service, name, await _created(service)))
 
 
@@ -50,5 +51,5 @@ async def delete_model(http: Request) -> Response:
     name = http.path_params["model"]
     if name == service.engine.name:
         raise InvalidRequest("The base model cannot be deleted.", param="model")
-    await service.jobs.delete_model(name)
+    await service.jobs.delete_model(name, key_of(http).project.id)
     return JSONResponse({"id": name, "object": "model", "deleted": True})

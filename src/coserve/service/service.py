@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coserve.errors import ModelNotFound
-from coserve.service.auth.keys import KeyRing, open_key_ring
+from coserve.service.auth.keys import Key, KeyRing, open_key_ring
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
@@ -69,10 +69,17 @@ class Service:
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
-    def check_model(self, name: str) -> None:
-        """Raises `ModelNotFound` unless `name` is served."""
-        if name not in self.engine.models():
+    def models(self, key: Key) -> list[str]:
+        """The models that the key may use: the base model, and those that its project has made."""
+        return [name for name in self.engine.models() if self._may_use(key, name)]
+
+    def check_model(self, name: str, key: Key) -> None:
+        """Raises `ModelNotFound` unless `name` is served, and to this key."""
+        if name not in self.engine.models() or not self._may_use(key, name):
             raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
+
+    def _may_use(self, key: Key, name: str) -> bool:
+        return name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
 
     async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""

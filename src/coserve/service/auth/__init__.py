@@ -1,1 +1,2 @@
-"""Who may come in: API keys. Nothing here knows what a request asks for."""
+"""Who may come in, and where to: projects, API keys and their scopes, the door that checks them, the audit log.
+Nothing here knows what a request asks for."""

@@ -1,4 +1,4 @@
-"""API keys: made, kept as keyed hashes, checked at the door.
+"""API keys: made, kept as keyed hashes, found again.
 
 A key is "sk-cs-" and 256 random bits. The database holds HMAC-SHA256(secret, key), where the secret is a file
 of mode 0600 beside it: whoever reads the database alone can neither use a key nor test a guess. A key is
@@ -14,19 +14,21 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select, update
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from sqlalchemy import func, select, update
 
-from coserve.errors import AuthenticationError
+from coserve.errors import InvalidRequest, NotFound
+from coserve.service.auth.audit import COMMAND_LINE, record
+from coserve.service.auth.projects import Project, find_project
+from coserve.service.auth.scopes import ALL, check_scopes
 from coserve.service.database import Database
-from coserve.service.errors import reply
 from coserve.service.ids import new_id, now
-from coserve.service.tables import KeyRow
+from coserve.service.tables import DEFAULT_PROJECT, AuditRow, KeyRow, ProjectRow
 
 PREFIX = "sk-cs-"
 VISIBLE = len(PREFIX) + 4  # characters of a key that may be shown
 SECRET_BYTES = 32
+CONFIGURED = "configured"
+"""The id of the key that a server is started with: it is in no database."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +37,70 @@ class Key:
 
     id: str
     hash: bytes
+    project: Project
+    tier: str | None = None  # None: the highest there is
+    up_to: str | None = None  # the highest tier that it may ask for
+    scopes: frozenset[str] = frozenset({ALL})
+    models: tuple[str, ...] | None = None  # None: those of its tier
+    expires_at: int | None = None
 
 
 class KeyRing:
-    """The keys that open the door, held in memory.
+    """The keys that open the door, held in memory and brought up to date by `refresh`.
 
     They are found by their hash, which nobody can steer without the secret; comparing takes constant time.
     """
 
-    def __init__(self, secret: bytes):
+    def __init__(self, secret: bytes, configured: str | None = None):
         self._secret = secret
+        self._configured = configured
         self._keys: dict[bytes, Key] = {}
+        self._projects: dict[str, Project] = {}
+        self._seen = -1  # the last row of the audit log that is in here
 
     def hash(self, key: str) -> bytes:
         """32 bytes. `key` may hold any characters that a header can carry."""
-        return hmac.digest(self._secret, key.encode("utf-8", "surrogatepass"), hashlib.sha256)
-
-    def add(self, key_id: str, digest: bytes) -> None:
-        self._keys[digest] = Key(key_id, digest)
+        return hash_key(self._secret, key)
 
     def find(self, key: str) -> Key | None:
+        """The key, unless it is unknown, revoked or over."""
         digest = self.hash(key)
         known = self._keys.get(digest)
-        return known if known is not None and hmac.compare_digest(known.hash, digest) else None
+        if known is None or not hmac.compare_digest(known.hash, digest):
+            return None
+        return None if known.expires_at is not None and now() >= known.expires_at else known
+
+    def project(self, project_id: str) -> Project | None:
+        return self._projects.get(project_id)
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    async def refresh(self, database: Database) -> None:
+        """Take over what any process has changed. Each change has a row in the audit log: one look tells."""
+        async with database.read() as session:
+            latest = await session.scalar(select(func.max(AuditRow.seq))) or 0
+            if latest == self._seen:
+                return
+            projects = {row.id: Project.of(row) for row in await session.scalars(select(ProjectRow))}
+            rows = list(await session.scalars(select(KeyRow).where(KeyRow.revoked_at.is_(None))))
+        keys = [_key(row, projects[row.project_id]) for row in rows if not projects[row.project_id].archived]
+        if self._configured is not None:
+            keys.append(Key(CONFIGURED, self.hash(self._configured), projects[DEFAULT_PROJECT]))
+        self._keys, self._projects, self._seen = {key.hash: key for key in keys}, projects, latest
+
+
+def _key(row: KeyRow, project: Project) -> Key:
+    return Key(
+        id=row.id,
+        hash=bytes.fromhex(row.hash),
+        project=project,
+        tier=row.tier or project.tier,
+        up_to=row.up_to,
+        scopes=frozenset(row.scopes),
+        models=None if row.models is None else tuple(row.models),
+        expires_at=row.expires_at,
+    )
 
 
 async def open_key_ring(database: Database, home: Path, configured: str | None) -> tuple[KeyRing, str | None]:
@@ -69,33 +109,93 @@ async def open_key_ring(database: Database, home: Path, configured: str | None) 
     A `configured` key opens the door for as long as this process runs; it is not stored.
     """
     secret, fresh = read_secret(home / "secret.key")
-    ring = KeyRing(secret)
+    if fresh:  # no stored hash can be matched again
+        await _revoke_all(database)
+    ring = KeyRing(secret, configured)
+    await ring.refresh(database)
+    if len(ring):
+        return ring, None
+    key, _ = await make_key(database, secret, NewKey("first"))
+    await ring.refresh(database)
+    return ring, key
+
+
+async def _revoke_all(database: Database) -> None:
     async with database.write() as session:
-        if fresh:  # no stored hash can be matched again
-            await session.execute(update(KeyRow).where(KeyRow.revoked_at.is_(None)).values(revoked_at=now()))
-        for row in await session.scalars(select(KeyRow).where(KeyRow.revoked_at.is_(None))):
-            ring.add(row.id, bytes.fromhex(row.hash))
-    if configured is not None:
-        ring.add("configured", ring.hash(configured))
-    return ring, None if len(ring) else await make_key(database, ring, "first")
+        valid = list(await session.scalars(select(KeyRow.id).where(KeyRow.revoked_at.is_(None))))
+        await session.execute(update(KeyRow).where(KeyRow.id.in_(valid)).values(revoked_at=now()))
+        for key_id in valid:
+            record(session, COMMAND_LINE, "api_key.deleted", key_id, {"why": "the server's secret was lost"})
 
 
-async def make_key(database: Database, ring: KeyRing, name: str) -> str:
-    """A new key, stored and valid at once."""
+@dataclass(frozen=True)
+class NewKey:
+    """What a key is to be. Raises `InvalidRequest` for what cannot be."""
+
+    name: str
+    project: str = DEFAULT_PROJECT
+    tier: str | None = None
+    up_to: str | None = None
+    scopes: tuple[str, ...] = (ALL,)
+    models: tuple[str, ...] | None = None
+    expires_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.name) <= 200:
+            raise InvalidRequest("'name' must have 1 to 200 characters.", param="name")
+        check_scopes(self.scopes)
+        if self.expires_at is not None and self.expires_at <= now():
+            raise InvalidRequest("'expires_at' is in the past.", param="expires_at")
+
+
+async def make_key(database: Database, secret: bytes, new: NewKey, actor: str = COMMAND_LINE) -> tuple[str, KeyRow]:
+    """A new key, stored and valid at once: the key itself, to be shown once, and its row.
+
+    Raises `NotFound` without its project.
+    """
     key = PREFIX + secrets.token_urlsafe(32)
-    digest = ring.hash(key)
     row = KeyRow(
         id=new_id("key"),
-        name=name,
+        name=new.name,
         prefix=key[:VISIBLE],
-        hash=digest.hex(),
+        hash=hash_key(secret, key).hex(),
+        project_id=new.project,
+        tier=new.tier,
+        up_to=new.up_to,
+        scopes=list(new.scopes),
+        models=None if new.models is None else list(new.models),
         created_at=now(),
+        expires_at=new.expires_at,
         revoked_at=None,
     )
     async with database.write() as session:
+        await find_project(session, new.project)
         session.add(row)
-    ring.add(row.id, digest)
-    return key
+        record(session, actor, "api_key.created", row.id, {"name": row.name, "project": row.project_id})
+    return key, row
+
+
+async def list_keys(database: Database, project: str | None = None) -> list[KeyRow]:
+    """The valid ones, oldest first."""
+    query = select(KeyRow).where(KeyRow.revoked_at.is_(None)).order_by(KeyRow.seq)
+    async with database.read() as session:
+        return list(await session.scalars(query if project is None else query.where(KeyRow.project_id == project)))
+
+
+async def revoke_key(database: Database, key_id: str, actor: str = COMMAND_LINE, project: str | None = None) -> KeyRow:
+    """For ever. Raises `NotFound` for a key that is not there (in the project), or was revoked before."""
+    query = select(KeyRow).where(KeyRow.id == key_id, KeyRow.revoked_at.is_(None))
+    async with database.write() as session:
+        row = await session.scalar(query if project is None else query.where(KeyRow.project_id == project))
+        if row is None:
+            raise NotFound(f"There is no valid API key {key_id!r}.")
+        row.revoked_at = now()
+        record(session, actor, "api_key.deleted", key_id, {"name": row.name, "project": row.project_id})
+    return row
+
+
+def hash_key(secret: bytes, key: str) -> bytes:
+    return hmac.digest(secret, key.encode("utf-8", "surrogatepass"), hashlib.sha256)
 
 
 def read_secret(path: Path) -> tuple[bytes, bool]:
@@ -116,33 +216,3 @@ def read_secret(path: Path) -> tuple[bytes, bool]:
         os.fsync(file.fileno())
     draft.replace(path)
     return secret, True
-
-
-OPEN_PATHS = frozenset({"/health", "/metrics"})
-
-
-class Door:
-    """Middleware: nobody passes without a valid key, except to what is open to all."""
-
-    def __init__(self, app: ASGIApp):
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            try:
-                scope["coserve.key"] = identify(scope)
-            except AuthenticationError as error:
-                return await reply(error)(scope, receive, send)
-        await self.app(scope, receive, send)
-
-
-def identify(scope: Scope) -> Key:
-    """Raises `AuthenticationError`, which never repeats the key."""
-    header = Headers(scope=scope).get("authorization", "")
-    scheme, _, key = header.partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
-        raise AuthenticationError("An API key is needed, in the header 'Authorization: Bearer sk-cs-...'.")
-    found = scope["app"].state.service.keys.find(key.strip())
-    if found is None:
-        raise AuthenticationError("This API key is not valid.")
-    return found

@@ -1,0 +1,49 @@
+"""The door: every request shows an API key that is valid for where it goes."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coserve.errors import AuthenticationError, CoserveError
+from coserve.service.auth.keys import Key
+from coserve.service.auth.scopes import check_scope
+from coserve.service.errors import reply
+
+OPEN_PATHS = frozenset({"/health", "/metrics"})
+
+
+class Door:
+    """Middleware: nobody passes without a valid key, except to what is open to all."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            try:
+                key = identify(scope)
+                check_scope(scope["path"], key.scopes)
+            except CoserveError as error:
+                return await reply(error)(scope, receive, send)
+            scope["coserve.key"] = key
+        await self.app(scope, receive, send)
+
+
+def key_of(http: HTTPConnection) -> Key:
+    """The key that came through the door."""
+    key: Key = http.scope["coserve.key"]
+    return key
+
+
+def identify(scope: Scope) -> Key:
+    """Raises `AuthenticationError`, which never repeats the key."""
+    header = Headers(scope=scope).get("authorization", "")
+    scheme, _, key = header.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise AuthenticationError("An API key is needed, in the header 'Authorization: Bearer sk-cs-...'.")
+    found = scope["app"].state.service.keys.find(key.strip())
+    if found is None:
+        raise AuthenticationError("This API key is not valid.")
+    return found

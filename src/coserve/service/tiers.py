@@ -1,0 +1,194 @@
+"""Tiers: classes of service, each with its priority, latency goals, limits and prices. One YAML file, checked whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from coserve.errors import InvalidRequest
+from coserve.planner.quantities import seconds
+
+FILE = "tiers.yaml"
+STANDARD = ("auto", "default", "scale")  # OpenAI's words for: the key's own tier
+FLEX, PRIORITY = "flex", "priority"
+
+
+def _duration(value: Any) -> float | None:
+    """Seconds; `None` stays."""
+    if value is None or isinstance(value, int | float):
+        return value
+    try:
+        return seconds(str(value), "time")
+    except InvalidRequest as error:
+        raise ValueError(error.message) from None
+
+
+Seconds = Annotated[float | None, BeforeValidator(_duration), Field(gt=0)]
+Number = Annotated[int | None, Field(gt=0)]
+Usd = Annotated[Decimal, BeforeValidator(lambda value: Decimal(str(value))), Field(ge=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Price(_Part):
+    """USD a million tokens."""
+
+    input: Usd = Decimal(0)
+    cached_input: Usd | None = None  # None: as `input`
+    output: Usd = Decimal(0)
+
+    def times(self, factor: Decimal) -> Price:
+        cached = None if self.cached_input is None else self.cached_input * factor
+        return Price(input=self.input * factor, cached_input=cached, output=self.output * factor)
+
+
+class FineTuning(_Part):
+    concurrent_jobs: Annotated[int | None, Field(ge=0)] = None
+    tokens_per_day: Number = None
+    price: Usd = Decimal(0)  # a million trained tokens
+
+
+class Batches(_Part):
+    requests: Number = None  # of one batch
+    tokens_per_day: Number = None
+
+
+class Limits(_Part):
+    """How much a project may ask for. None: as much as it likes."""
+
+    requests_per_minute: Number = None
+    requests_per_day: Number = None
+    tokens_per_minute: Number = None
+    tokens_per_day: Number = None
+    concurrent_requests: Number = None
+
+    def overridden(self, own: Mapping[str, int | None]) -> Limits:
+        """With a project's own limits in the place of the tier's."""
+        known = {name: value for name, value in own.items() if name in Limits.model_fields}
+        return Limits(**{**{name: getattr(self, name) for name in Limits.model_fields}, **known})
+
+
+class Tier(Limits):
+    priority: int = 0  # higher goes first
+    context: Number = None  # tokens of a prompt with its completion
+    models: tuple[str, ...] = ("*",)  # names; "*" is all
+    ttft: Seconds = None  # goals, seconds; None: the engine's
+    itl: Seconds = None
+    queue: Seconds = None  # waiting time after which a request is refused
+    price: Price = Price()
+    fine_tuning: FineTuning = FineTuning()
+    batch: Batches = Batches()
+
+
+class Discount(_Part):
+    priority: int
+    price_factor: Usd = Decimal("0.5")
+
+
+class TiersFile(_Part):
+    tiers: Annotated[dict[str, Tier], Field(min_length=1)]
+    flex: Discount = Discount(priority=-10)
+    batch: Discount = Discount(priority=-20)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a request gets: a tier, perhaps at other terms than its own."""
+
+    tier: str  # whose limits and goals hold
+    named: str  # what the reply calls it
+    priority: int
+    price: Price
+    goals: Tier
+
+
+class Tiers:
+    """The tiers in force. `replace` swaps them in one assignment: requests under way keep their terms."""
+
+    def __init__(self, content: TiersFile):
+        self._content = content
+
+    def replace(self, content: TiersFile) -> None:
+        self._content = content
+
+    @property
+    def content(self) -> TiersFile:
+        return self._content
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._content.tiers)
+
+    @property
+    def highest(self) -> str:
+        return max(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
+
+    def find(self, name: str, param: str = "tier") -> Tier:
+        """Raises `InvalidRequest` that lists the tiers."""
+        tier = self._content.tiers.get(name)
+        if tier is None:
+            raise InvalidRequest(f"There is no tier {name!r}; there are {', '.join(self.names)}.", param=param)
+        return tier
+
+    def terms(self, own: str, asked: str | None, up_to: str | None = None) -> Terms:
+        """The terms of a request by a key of tier `own`, which may go up to the tier `up_to` when it asks.
+
+        Raises `InvalidRequest` for a tier that there is not, or that the key may not ask for.
+        """
+        if own not in self._content.tiers:  # the file was changed since the key was made: the lowest is safe
+            own = min(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
+        tier = self._content.tiers[own]
+        if asked is None or asked in STANDARD or asked == own:
+            return Terms(own, "default", tier.priority, tier.price, tier)
+        if asked == FLEX:
+            return self._discounted(own, FLEX, self._content.flex)
+        highest = up_to if up_to in self._content.tiers else own
+        wanted = highest if asked == PRIORITY else asked
+        found = self.find(wanted, "service_tier")
+        if found.priority > self._content.tiers[highest].priority or (asked == PRIORITY and highest == own):
+            raise InvalidRequest(
+                f"'service_tier': this key may not ask for {asked!r}; its tier is {own!r}.", param="service_tier"
+            )
+        return Terms(wanted, asked, found.priority, found.price, found)
+
+    def batch_terms(self, own: str) -> Terms:
+        """Those of a batch's requests."""
+        return self._discounted(self.terms(own, None).tier, "batch", self._content.batch)
+
+    def _discounted(self, own: str, named: str, discount: Discount) -> Terms:
+        tier = self._content.tiers[own]
+        price = tier.price.times(discount.price_factor)
+        return Terms(own, named, min(discount.priority, tier.priority), price, tier)
+
+
+def read_tiers(path: Path | None) -> TiersFile:
+    """The file's tiers, or coserve's own for None. Raises `InvalidRequest` naming the file and the field."""
+    where = str(path) if path else FILE
+    try:
+        text = path.read_text(encoding="utf-8") if path else (files("coserve.service") / FILE).read_text("utf-8")
+        return TiersFile.model_validate(yaml.safe_load(text) or {})
+    except OSError as error:
+        raise InvalidRequest(f"Cannot read {where}: {error.strerror}.", param="tiers") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{where} is not YAML: {' '.join(str(error).split())}", param="tiers") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        field = ".".join(str(step) for step in first["loc"])
+        raise InvalidRequest(f"{where}: {field}: {first['msg']}.", param="tiers") from None
+
+
+def tiers_path(named: Path | None, home: Path) -> Path | None:
+    """The file to read: as named, else `home/tiers.yaml` if it is there, else None for coserve's own."""
+    if named is not None:
+        return named.expanduser()
+    own = home / FILE
+    return own if own.is_file() else None
