@@ -14,14 +14,14 @@ from starlette.types import Receive
 
 from coserve.engine import Output, Request
 from coserve.errors import InvalidRequest
+from coserve.service.admission import Passage, Wish
+from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
 from coserve.service.bodies import Body, parse, unsupported
-from coserve.service.generation import generating
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import chat_logprob
-from coserve.service.sampling import Count, SamplingBody, choices
-from coserve.service.sse import DONE, EventStream, dumps, event
-from coserve.service.usage import Usage
+from coserve.service.sampling import Count, SamplingBody, check_choices, choices
+from coserve.service.sse import DONE, dumps, event
 
 if TYPE_CHECKING:
     from coserve.service.service import Service
@@ -117,9 +117,11 @@ async def create_chat_completion(http: HTTPRequest) -> Response:
     turns = body.turns()
     size = sum(len(turn["content"]) for turn in turns)
     prompt = await service.offload(size, service.engine.tokenizer.apply_chat_template, turns)
-    requests = choices([prompt], params, body.model, body.n or 1, limit=service.settings.max_choices)
-    chat = Chat(service, body, requests)
-    return EventStream(chat.events) if body.stream else await chat.reply(http.receive)
+    check_choices(1, body.n or 1, service.settings.max_choices)
+    wish = Wish("chat", body.model, len(prompt), len(prompt), body.n or 1, params.max_tokens, body.service_tier)
+    passage = service.admission.passage(key_of(http), wish)
+    chat = Chat(service, body, choices([prompt], params, body.model, body.n or 1, passage), passage)
+    return chat.response(body.stream)
 
 
 @dataclass
@@ -135,32 +137,28 @@ class _Choice:
         self.finish_reason = output.finish_reason
 
 
-class Chat:
+class Chat(Answer):
     """One chat completion on its way: the same outputs, either collected or streamed."""
 
-    def __init__(self, service: Service, body: ChatBody, requests: list[Request]):
-        self._service = service
+    def __init__(self, service: Service, body: ChatBody, requests: list[Request], passage: Passage):
+        super().__init__(service, requests, passage, [requests[0].prompt])
         self._body = body
-        self._requests = requests
-        self._usage = Usage([requests[0].prompt])
         self._id = new_id("chatcmpl")
         self._created = now()
 
-    async def reply(self, receive: Receive) -> Response:
-        """The whole completion in one JSON object."""
+    async def whole(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         answers = [_Choice() for _ in self._requests]
-        engine, mailbox = self._service.engine, self._service.mailbox
-        async with generating(engine, mailbox, self._requests, receive, prompt="messages") as generation:
-            async for batch in generation.batches():
+        async with self.generation(receive) as generation:
+            async for batch in self.batches(generation):
                 for index, output in batch:
                     answers[index].add(output)
-                    self._usage.see(index, output)
-        completion = {
-            **self._head("chat.completion"),
-            "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
-            "usage": self._usage.as_dict(),
-        }
-        return Response(dumps(completion), media_type="application/json")
+            completion = {
+                **self._head("chat.completion"),
+                "choices": [self._choice(index, answer) for index, answer in enumerate(answers)],
+                "usage": self._usage.as_dict(),
+            }
+            yield dumps(completion)
+            self.sent(generation)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -168,7 +166,7 @@ class Chat:
             "object": kind,
             "created": self._created,
             "model": self._body.model,
-            "service_tier": "default",
+            "service_tier": self._passage.terms.named,
             "system_fingerprint": None,
         }
 
@@ -182,26 +180,21 @@ class Chat:
         }
 
     async def events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        """The completion as server-sent events, all that is ready in one piece."""
-        engine, mailbox = self._service.engine, self._service.mailbox
         chunks = Chunks(self._head("chat.completion.chunk"), usage=self._body.include_usage)
         begun: set[int] = set()
-        async with generating(engine, mailbox, self._requests, receive, prompt="messages") as generation:
-            async for batch in generation.batches():
+        async with self.generation(receive) as generation:
+            async for batch in self.batches(generation):
                 piece = []
                 for index, output in batch:
-                    self._usage.see(index, output)
                     if index not in begun:
                         begun.add(index)
                         piece.append(chunks.role(index))
                     piece.append(chunks.token(index, output))
                 if any(piece):
                     yield b"".join(piece)
-        if self._body.include_usage:
-            usage = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage.as_dict()}
-            yield event(usage) + DONE
-        else:
-            yield DONE
+                    self.sent(generation)
+            end = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage.as_dict()}
+            yield event(end) + DONE if self._body.include_usage else DONE
 
 
 class Chunks:

@@ -13,14 +13,14 @@ from starlette.types import Receive
 
 from coserve.engine import Output, Request
 from coserve.errors import InvalidRequest
+from coserve.service.admission import Passage, Wish
+from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
 from coserve.service.bodies import parse, unsupported
-from coserve.service.generation import generating
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import CompletionLogprobs
-from coserve.service.sampling import SamplingBody, choices
-from coserve.service.sse import DONE, EventStream, dumps, event
-from coserve.service.usage import Usage
+from coserve.service.sampling import SamplingBody, check_choices, choices
+from coserve.service.sse import DONE, dumps, event
 
 if TYPE_CHECKING:
     from coserve.service.service import Service
@@ -69,10 +69,23 @@ async def create_completion(http: HTTPRequest) -> Response:
     params = body.sampling(service.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs)
     size = sum(len(prompt) for prompt in body.prompt)
     prompts = await service.offload(size, _encode, service, body.prompt)
-    requests = choices(prompts, params, body.model, body.n or 1, limit=service.settings.max_choices)
+    n = body.n or 1
+    check_choices(len(prompts), n, service.settings.max_choices)
+    lengths = [len(prompt) for prompt in prompts]
+    wish = Wish(
+        "completions",
+        body.model,
+        sum(lengths),
+        max(lengths),
+        n * len(prompts),
+        max_tokens,
+        body.service_tier,
+        param="prompt",
+    )
+    passage = service.admission.passage(key_of(http), wish)
     echoes = await service.offload(size, _echoes, service, body, prompts)
-    completion = Completion(service, body, prompts, requests, echoes)
-    return EventStream(completion.events) if body.stream else await completion.reply(http.receive)
+    requests = choices(prompts, params, body.model, n, passage)
+    return Completion(service, body, prompts, requests, echoes, passage).response(body.stream)
 
 
 def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:
@@ -116,7 +129,7 @@ class _Choice:
         self.finish_reason = output.finish_reason
 
 
-class Completion:
+class Completion(Answer):
     """One request's completions on their way: the same outputs, either collected or streamed."""
 
     def __init__(
@@ -126,12 +139,11 @@ class Completion:
         prompts: list[list[int]],
         requests: list[Request],
         echoes: list[str],
+        passage: Passage,
     ):
-        self._service = service
+        super().__init__(service, requests, passage, prompts)
         self._body = body
-        self._requests = requests
         self._echo = [echo for echo in echoes for _ in range(body.n or 1)]  # for each choice
-        self._usage = Usage(prompts)
         self._head = {
             "id": new_id("cmpl"),
             "object": "text_completion",
@@ -144,32 +156,28 @@ class Completion:
         reported = logprobs.as_dict() if self._body.logprobs is not None else None
         return {"text": text, "index": index, "logprobs": reported, "finish_reason": finish_reason}
 
-    async def reply(self, receive: Receive) -> Response:
+    async def whole(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         answers = [_Choice(CompletionLogprobs(), [echo]) for echo in self._echo]
-        engine, mailbox = self._service.engine, self._service.mailbox
-        async with generating(engine, mailbox, self._requests, receive, prompt="prompt") as generation:
-            async for batch in generation.batches():
+        async with self.generation(receive) as generation:
+            async for batch in self.batches(generation):
                 for index, output in batch:
                     answers[index].add(output)
-                    self._usage.see(index, output)
-        listed = [
-            self._choice(index, "".join(answer.text), answer.logprobs, answer.finish_reason)
-            for index, answer in enumerate(answers)
-        ]
-        completion = {**self._head, "choices": listed, "usage": self._usage.as_dict()}
-        return Response(dumps(completion), media_type="application/json")
+            listed = [
+                self._choice(index, "".join(answer.text), answer.logprobs, answer.finish_reason)
+                for index, answer in enumerate(answers)
+            ]
+            yield dumps({**self._head, "choices": listed, "usage": self._usage.as_dict()})
+            self.sent(generation)
 
     async def events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        engine, mailbox = self._service.engine, self._service.mailbox
         head = b"data: " + dumps(self._head)[:-1] + b',"choices":['
         tail = b'],"usage":null}\n\n' if self._body.include_usage else b"]}\n\n"
         echo = list(self._echo)
         offsets = [0] * len(self._requests)
-        async with generating(engine, mailbox, self._requests, receive, prompt="prompt") as generation:
-            async for batch in generation.batches():
+        async with self.generation(receive) as generation:
+            async for batch in self.batches(generation):
                 piece = []
                 for index, output in batch:
-                    self._usage.see(index, output)
                     text, echo[index] = echo[index] + output.text, ""
                     if not text and output.logprob is None and output.finish_reason is None:
                         continue
@@ -180,7 +188,6 @@ class Completion:
                     piece.append(head + dumps(self._choice(index, text, logprobs, output.finish_reason)) + tail)
                 if piece:
                     yield b"".join(piece)
-        if self._body.include_usage:
-            yield event({**self._head, "choices": [], "usage": self._usage.as_dict()}) + DONE
-        else:
-            yield DONE
+                    self.sent(generation)
+            end = {**self._head, "choices": [], "usage": self._usage.as_dict()}
+            yield event(end) + DONE if self._body.include_usage else DONE

@@ -63,7 +63,7 @@ def _from_router(error: HTTPException, scope: Scope) -> CoserveError:
 
 def reply(error: CoserveError) -> JSONResponse:
     """The HTTP reply, with the headers that the official clients read."""
-    headers = {}
+    headers = dict(getattr(error, "headers", {}))
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, Unavailable):

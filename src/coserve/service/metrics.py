@@ -7,16 +7,20 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from coserve.engine import Engine, EngineStats, Histogram
+    from coserve.engine import Engine, EngineStats
+    from coserve.engine import Histogram as Observed
 
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"})
 GONE = "499"  # the client left before there was a reply
+
+
+TTFT_BOUNDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # seconds
 
 
 class Metrics:
@@ -29,6 +33,16 @@ class Metrics:
             "coserve_http_requests",
             "HTTP requests answered",
             ("method", "route", "status"),
+            registry=self._registry,
+        )
+        self.refusals = Counter(
+            "coserve_refusals", "Requests refused for want of quota", ("tier", "limit"), registry=self._registry
+        )
+        self.tier_ttft = Histogram(
+            "coserve_tier_ttft_seconds",
+            "Time to first token, from admission on",
+            ("tier",),
+            buckets=TTFT_BOUNDS,
             registry=self._registry,
         )
         self.http_running = Gauge(
@@ -117,7 +131,7 @@ def _gauge(name: str, text: str, label: str, values: dict[str, float]) -> Metric
     return family
 
 
-def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+def _histogram(name: str, text: str, histogram: Observed) -> Metric:
     """`counts` are those of the buckets between the bounds; Prometheus wants running totals up to +Inf."""
     buckets = []
     total = 0

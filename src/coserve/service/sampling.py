@@ -10,6 +10,7 @@ from pydantic import Field
 
 from coserve.engine import Request, SamplingParams
 from coserve.errors import InvalidRequest
+from coserve.service.admission import Passage
 from coserve.service.bodies import Body
 
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
@@ -86,24 +87,30 @@ _PLAIN_FIELDS = (
 )
 
 
-def choices(
-    prompts: Sequence[Sequence[int]], params: SamplingParams, model: str, n: int, *, limit: int
-) -> list[Request]:
-    """`n` requests for each prompt, those of one prompt together; with a seed, each choice has its own.
-
-    Raises: `InvalidRequest` if that is more than `limit`.
-    """
-    if len(prompts) * n > limit:
-        param = "prompt" if len(prompts) > limit else "n"
+def check_choices(prompts: int, n: int, limit: int) -> None:
+    """Raises: `InvalidRequest` if `n` completions of each prompt are more than `limit`."""
+    if prompts * n > limit:
+        param = "prompt" if prompts > limit else "n"
         raise InvalidRequest(
-            f"{len(prompts)} prompts with n = {n} ask for {len(prompts) * n} completions; "
+            f"{prompts} prompts with n = {n} ask for {prompts * n} completions; "
             f"one request may ask for at most {limit}.",
             param=param,
         )
+
+
+def choices(
+    prompts: Sequence[Sequence[int]], params: SamplingParams, model: str, n: int, passage: Passage
+) -> list[Request]:
+    """`n` requests for each prompt, those of one prompt together; with a seed, each choice has its own."""
     several = [
         params if params.seed is None or i == 0 else replace(params, seed=_next_seed(params.seed, i)) for i in range(n)
     ]
-    return [Request(tuple(prompt), one, model) for prompt in prompts for one in several]
+    schedule = passage.schedule
+    return [
+        Request(tuple(prompt), replace(one, max_tokens=passage.max_tokens(len(prompt))), model, **schedule)
+        for prompt in prompts
+        for one in several
+    ]
 
 
 def _next_seed(seed: int, step: int) -> int:

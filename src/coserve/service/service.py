@@ -9,14 +9,18 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coserve.errors import ModelNotFound
+from coserve.service.admission import Admission
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
+from coserve.service.ledger import Ledger
+from coserve.service.limits import open_store
 from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
 from coserve.service.settings import Settings
+from coserve.service.tiers import Tiers, read_tiers, tiers_path
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
@@ -32,6 +36,9 @@ class Service:
     """
 
     keys: KeyRing
+    tiers: Tiers
+    ledger: Ledger
+    admission: Admission
     mailbox: Mailbox
     database: Database
     jobs: Jobs
@@ -58,6 +65,22 @@ class Service:
             await self.database.open()
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
+            self.tiers = Tiers(read_tiers(tiers_path(None, home)))
+            limits = open_store(self.settings.limits_url)
+            await limits.open()
+            stack.push_async_callback(limits.close)
+            self.ledger = Ledger(self.database, home / "ledger")
+            await self.ledger.open()
+            stack.push_async_callback(self.ledger.close)
+            self.admission = Admission(
+                self.tiers,
+                limits,
+                self.ledger,
+                self.database,
+                self.metrics,
+                base_model=self.engine.name,
+                context=self.engine.max_context,
+            )
             self.mailbox = Mailbox(asyncio.get_running_loop())
             training = self._training or Training.real()
             self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training)

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from coserve.service.errors import ClientGone, as_coserve_error, envelope
 
+Headers = list[tuple[bytes, bytes]]
 DONE = b"data: [DONE]\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -36,15 +37,20 @@ class EventStream(Response):
     error becomes an event with `error`, and the stream ends.
     """
 
-    def __init__(self, events: Callable[[Receive], AsyncGenerator[bytes, None]]):
+    def __init__(
+        self, events: Callable[[Receive], AsyncGenerator[bytes, None]], more_headers: Callable[[], Headers] = list
+    ):
+        """`more_headers` is asked once the first piece is there."""
         self.events = events
+        self.more_headers = more_headers
         self.status_code = 200
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self.events(receive)) as pieces:
             first = await anext(pieces, b"")
-            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            headers = [*HEADERS, *self.more_headers()]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             try:
                 async for piece in pieces:

@@ -18,10 +18,14 @@ class Usage:
     def see(self, choice: int, output: Output) -> None:
         self._completion[choice] = output.completion_tokens
 
+    @property
+    def completion(self) -> int:
+        """Completion tokens so far, over all choices."""
+        return sum(self._completion.values())
+
     def as_dict(self) -> dict[str, Any]:
-        completion = sum(self._completion.values())
         return {
             "prompt_tokens": self._prompt,
-            "completion_tokens": completion,
-            "total_tokens": self._prompt + completion,
+            "completion_tokens": self.completion,
+            "total_tokens": self._prompt + self.completion,
         }

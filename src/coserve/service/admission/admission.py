@@ -1,0 +1,91 @@
+"""Who gets a passage: checks what can be known before anything is reserved."""
+
+from __future__ import annotations
+
+from coserve.errors import ContextLengthExceeded, ModelNotFound
+from coserve.service.admission.estimates import Estimates
+from coserve.service.admission.passage import Passage
+from coserve.service.admission.quota import BUDGET, DAY, Quota
+from coserve.service.admission.wish import Wish
+from coserve.service.auth.keys import Key
+from coserve.service.database import Database
+from coserve.service.ids import now
+from coserve.service.ledger import Ledger
+from coserve.service.ledger.totals import spent
+from coserve.service.limits import Draw, LimitStore
+from coserve.service.metrics import Metrics
+from coserve.service.tiers import Terms, Tiers
+
+
+class Admission:
+    """Makes passages. `base_model` and `context` (tokens) are the engine's."""
+
+    def __init__(
+        self,
+        tiers: Tiers,
+        limits: LimitStore,
+        ledger: Ledger,
+        database: Database,
+        metrics: Metrics,
+        *,
+        base_model: str,
+        context: int,
+    ):
+        self.tiers, self.limits, self.ledger, self.metrics = tiers, limits, ledger, metrics
+        self.estimates = Estimates()
+        self.base_model, self.context = base_model, context
+        self._database = database
+        self._begun: set[str] = set()  # buckets that hold what the ledger knows of before this process
+
+    def passage(self, key: Key, wish: Wish, *, upstream: str | None = None) -> Passage:
+        """A passage for the request, to be entered where the work begins.
+
+        Raises `ModelNotFound`, `InvalidRequest` for a service tier that the key may not ask for,
+        `ContextLengthExceeded` for more than the tier's context.
+        """
+        own = key.tier or self.tiers.highest
+        batch = wish.batch_id is not None
+        terms = self.tiers.batch_terms(own) if batch else self.tiers.terms(own, wish.service_tier, key.up_to)
+        self._check_model(key, terms, wish.model)
+        self._check_context(terms, wish)
+        return Passage(self, key, terms, wish, upstream)
+
+    def _check_model(self, key: Key, terms: Terms, model: str) -> None:
+        allowed = terms.goals.models if key.models is None else key.models
+        if "*" not in allowed and model not in allowed:
+            raise ModelNotFound(
+                f"The model {model!r} is not open to this key; it may use {', '.join(allowed) or 'none'}.",
+                param="model",
+            )
+
+    def _check_context(self, terms: Terms, wish: Wish) -> None:
+        most, asked = terms.goals.context, wish.longest_prompt + (wish.max_tokens or 1)
+        if most is not None and asked > most:
+            more = f" and max_tokens asks for {wish.max_tokens} more" if wish.max_tokens else ""
+            raise ContextLengthExceeded(
+                f"The context of the tier {terms.tier!r} is {most} tokens; the prompt has {wish.longest_prompt}{more}. "
+                "Shorten the prompt or lower max_tokens.",
+                param=wish.param,
+            )
+
+    async def begin(self, quota: Quota, draws: list[Draw]) -> None:
+        """Let buckets that outlast a process begin with what the ledger says was used before it."""
+        for draw in draws:
+            limit = draw.limit
+            if limit.key in self._begun or limit.period < DAY:
+                continue
+            budget = f"/{BUDGET}/" in limit.key
+            since = month_began() if budget else now() - int(DAY)
+            async with self._database.read() as session:
+                used = await spent(session, quota.project.id, since, None if budget else quota.terms.tier)
+            by_unit = {"requests": used.requests, "tokens": used.tokens}
+            amount = used.cost if budget else by_unit["requests" if "requests" in limit.key else "tokens"]
+            await self.limits.preset(limit, amount)
+            self._begun.add(limit.key)
+
+
+def month_began() -> int:
+    """The first second of this calendar month, UTC."""
+    from datetime import UTC, datetime
+
+    return int(datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp())
