@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import suppress
 from random import Random
+
+import pytest
 
 from coserve.service.limits import Draw, Limit
 from tests.service.limits.stores import opened
 
 CLIENTS = 200
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """A busy machine may be slow; it is the count that matters here."""
+    for module in ("shared", "redis", "postgres"):
+        monkeypatch.setattr(f"coserve.service.limits.{module}.PATIENCE", 60)
 
 
 async def crowd(client, seed=0):
@@ -23,6 +31,12 @@ async def crowd(client, seed=0):
     for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
             raise result
+
+
+async def ended(store):
+    """What cancelled clients left behind goes on in the background for a moment."""
+    while getattr(store, "_running", None):
+        await asyncio.sleep(0.01)
 
 
 def test_663_tokens_do_not_pass_through_a_limit_of_100(url):
@@ -72,10 +86,7 @@ def test_whoever_leaves_and_whenever_the_level_is_what_was_really_used(url):
                             await store.settle([Draw(budget, difference), Draw(tokens, difference)])
 
                 await crowd(client)
-            if url:
-                await other.close()
-            while getattr(one, "_running", None):
-                await asyncio.sleep(0.01)
+            await ended(one)
             levels = await one.levels([tokens, budget])
             assert [level.remaining for level in levels] == [1000 - used, 5000 - used]
             assert used > 500
@@ -131,8 +142,7 @@ def test_leases_never_exceed_the_capacity_and_none_leaks(url):
 
             await crowd(client)
             for store in stores:
-                while getattr(store, "_running", None):
-                    await asyncio.sleep(0.01)
+                await ended(store)
             assert 1 < most <= capacity
             again = [await one.acquire("slots", capacity, f"again-{i}", 60) for i in range(capacity + 1)]
             assert again == [True] * capacity + [False]
@@ -148,8 +158,7 @@ def test_draws_in_any_order_do_not_deadlock(url):
 
             async def client(random):
                 for _ in range(5):
-                    with suppress(TimeoutError):
-                        await store.reserve([Draw(limit, 1) for limit in random.sample(limits, 4)])
+                    await store.reserve([Draw(limit, 1) for limit in random.sample(limits, 4)])
 
             await asyncio.gather(*(client(Random(i)) for i in range(50)))
             assert sum(1e6 - level.remaining for level in await store.levels(limits)) == 50 * 5 * 4

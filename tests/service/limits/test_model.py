@@ -6,6 +6,7 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -109,11 +110,9 @@ def test_on_a_server_every_step_agrees_with_the_model(server, steps):
                 levels = await store.levels([slow(Draw(limit, 0)).limit for limit in LIMITS])
                 assert [level.remaining for level in levels] == [float(model.level(limit)) for limit in LIMITS]
 
-    salt = f"-{id(object())}-{len(steps)}-{next(runs)}"
+    salt = uuid4().hex
     asyncio.run(run())
 
-
-runs = iter(range(1_000_000))
 
 waits_and_amounts = st.lists(st.tuples(st.floats(0, 20), st.floats(0, 70)), max_size=30)
 
