@@ -103,7 +103,7 @@ class Meter:
 
     def begin(self, entry: Entry, rates: Rates) -> Slot:
         """A slot that holds the entry, with nothing delivered."""
-        body = json.dumps([vars(entry), rates.as_texts()], separators=(",", ":"), ensure_ascii=False).encode()
+        body = json.dumps([vars(entry), rates.as_texts()], separators=(",", ":")).encode()
         if len(body) > SLOT - HEAD:
             self._no_room.say("the request %s is not protected against a kill: its names are too long", entry.id)
             return memory_slot()
