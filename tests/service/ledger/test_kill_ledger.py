@@ -1,12 +1,12 @@
 """Whenever the process dies, the bill afterwards is right: at any line of the ledger's code, and by a real SIGKILL."""
 
 import asyncio
+import mmap
 import multiprocessing
 import os
 import random
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import coserve.service.ledger
 from coserve.service.database import Database, sqlite_url
-from coserve.service.ledger import Ledger
+from coserve.service.ledger import Ledger, meter
+from coserve.service.tables import UsageRow
 from tests.service.ledger.stubs import RATES, THEN, bill, entry, new_database, opened
 
 SOURCES = str(Path(coserve.service.ledger.__file__).parent)
@@ -25,29 +26,29 @@ class Killed(BaseException):
     pass
 
 
-@contextmanager
-def killed_at(moment: int):
+class Killer:
     """The program stops before the line of the ledger's code that comes as number `moment`."""
-    left = moment
 
-    def trace(frame, event, _):
-        nonlocal left
+    def __init__(self, moment: int):
+        self.left = moment
+
+    def __call__(self, frame, event, _):
         if not frame.f_code.co_filename.startswith(SOURCES):
             return None
         if event == "line":
-            left -= 1
-            if left < 0:
+            self.left -= 1
+            if self.left < 0:
                 raise Killed
-        return trace
+        return self
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    except Killed:
-        pass
-    finally:
-        sys.settrace(before)
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, kind, *_):
+        sys.settrace(self.before)
+        return kind is Killed
 
 
 class Told:
@@ -62,13 +63,13 @@ class Told:
         self.possible[id] = {count}
 
 
-async def live(home: Path, told: Told, script: list[tuple[str, int]], moment: int) -> None:
-    """Open the ledger, run the script, close; killed on the way."""
+async def live(home: Path, told: Told, script: list[tuple[str, int]], moment: int) -> int:
+    """Open the ledger, run the script, close; killed on the way. Returns for how many lines it might have lived on."""
     database = Database(sqlite_url(new_database(home)))
     ledger = Ledger(database, home / "ledger", clock=lambda: THEN, chunk=3)
     lines = {}
     try:
-        with killed_at(moment):
+        with Killer(moment) as killer:
             await ledger.open()
             for action, number in script:
                 life = f"{len(told.possible)}"
@@ -89,31 +90,61 @@ async def live(home: Path, told: Told, script: list[tuple[str, int]], moment: in
             task.cancel()
         await asyncio.gather(*ledger._tasks, return_exceptions=True)
         await database.close()
+    return killer.left
 
 
 ACTIONS = st.tuples(st.sampled_from(["begin", "deliver", "deliver", "close", "flush"]), st.integers(1, 9))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lives=st.lists(st.tuples(st.lists(ACTIONS, max_size=25), st.integers(0, 2500)), min_size=1, max_size=3))
-def test_killed_at_any_line_the_bill_is_right(tmp_path_factory, lives):
-    home, told = tmp_path_factory.mktemp("home"), Told()
+@pytest.fixture
+def small_meter(monkeypatch):
+    """Four slots at first: it grows on the way, and opening takes few lines."""
+    monkeypatch.setattr(meter, "SEGMENT", mmap.ALLOCATIONGRANULARITY)
+
+
+def check(told: Told, rows: dict[str, UsageRow]) -> None:
+    assert set(rows) <= set(told.possible)
+    for id, possible in told.possible.items():
+        row = rows.get(id)
+        count = row.completion_tokens if row else 0
+        assert count in possible
+        assert not row or row.cost == (count > 0) * 100 * 150 + count * 600
+
+
+def bill_after(home: Path, told: Told, lives) -> int:
+    """Live those lives, then read the bill, and check it. Returns the lines that the last life had left."""
 
     async def run():
         for script, moment in lives:
-            await live(home, told, script, moment)
+            left = await live(home, told, script, moment)
         async with opened(home) as (database, _):
-            return await bill(database)
+            return left, await bill(database)
 
-    rows = asyncio.run(run())
-    for id, possible in told.possible.items():
-        if id in rows:
-            row = rows[id]
-            assert row.completion_tokens in possible
-            assert row.cost == (row.completion_tokens > 0) * 100 * 150 + row.completion_tokens * 600
-        else:
-            assert 0 in possible, "something was delivered, and is not on the bill"
-    assert set(rows) <= set(told.possible)
+    left, rows = asyncio.run(run())
+    check(told, rows)
+    return left
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of a driver that was killed
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lives=st.lists(st.tuples(st.lists(ACTIONS, max_size=25), st.integers(0, 1000)), min_size=1, max_size=3))
+def test_killed_again_and_again_the_bill_is_right(tmp_path_factory, small_meter, lives):
+    bill_after(tmp_path_factory.mktemp("home"), Told(), lives)
+
+
+SCRIPT = [("begin", 1), ("deliver", 1), ("begin", 1), ("deliver", 2), ("close", 1), ("flush", 1), ("deliver", 3)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of a driver that was killed
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_line_the_bill_is_right(tmp_path_factory, small_meter, step):
+    """A life that leaves something to recover, and one that is killed at each line in turn, while recovering too."""
+    moment, left = random.randrange(step), -1
+    while left < 0:
+        home, told = tmp_path_factory.mktemp("home"), Told()
+        left = bill_after(home, told, [([*SCRIPT, ("begin", 1), ("deliver", 1)], 200), (SCRIPT, moment)])
+        moment += step
+    assert moment > 300, "there were not that few lines"
 
 
 # --- a process that is killed indeed ----------------------------------------------------------
