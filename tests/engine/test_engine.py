@@ -238,12 +238,12 @@ def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(
         config=EngineConfig(itl_goal=0.1, kv_cache_tokens=4096),
     )
     engine.estimator.corrections.clear()  # what this machine is like does not matter here
-    assert engine._max_tokens() == engine.config.max_batch_tokens, "nobody waits"
+    assert engine._max_tokens(0.0) == engine.config.max_batch_tokens, "nobody waits"
     request = engine._activate(Request(prompt(9), GREEDY, "tiny"), lambda output: None)
     request.computed = 9
     request.tokens.append(5)
     engine.scheduler.running.append(request)
-    limit = engine._max_tokens()
+    limit = engine._max_tokens(0.0)
 
     def seconds(rows: int) -> float:
         return engine._predictor.decoding_seconds(1, 10, rows)
