@@ -20,7 +20,7 @@ class EngineConfig:
 
     max_num_seqs: int = 64  # requests in a batch
     max_batch_tokens: int = 256  # tokens in a step: the largest chunk of a prompt
-    max_waiting: int = 1024  # requests in the queue; more are refused
+    max_waiting: int = 1024  # requests of the same or a higher priority in the queue; more are refused
     kv_cache_tokens: int | None = None  # None: a quarter of the free memory, at most 4 GiB
     protect: Protect = 1.10
     ttft_goal: float = 1.0  # seconds

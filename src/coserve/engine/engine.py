@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,7 +96,8 @@ class Engine:
         self._requests: dict[str, ActiveRequest] = {}
         self._background = BackgroundQueue(self.estimator)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._submitted = 0  # requests handed over but not yet in the scheduler; guarded by _lock
+        # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
+        self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stopping = False
         self._warm_up()
@@ -184,11 +186,12 @@ class Engine:
                 raise Unavailable("the engine is shutting down.")
             # Those of lower priority do not count: a crowd of them keeps nobody out.
             ahead = self.scheduler.waiting.count_from(request.priority)
-            if self._submitted + ahead >= self.config.max_waiting:
+            ahead += sum(count for priority, count in self._submitted.items() if priority >= request.priority)
+            if ahead >= self.config.max_waiting:
                 raise Unavailable(
                     f"the queue is full ({self.config.max_waiting} requests wait already); try again shortly."
                 )
-            self._submitted += 1
+            self._submitted[request.priority] += 1
         self._inbox.put(lambda: self._accept(active))
 
     def cancel(self, request_id: str) -> None:
@@ -261,12 +264,14 @@ class Engine:
     def stats(self) -> EngineStats:
         c, chip = self._counters, self.estimator.roofline.chip
         ttft, itl = c.ttft.recent(0.5, 0.99), c.itl.recent(0.5, 0.99)
+        with self._lock:
+            submitted = self._submitted.total()
         return EngineStats(
             chip=chip.name,
             chip_bandwidth=chip.bandwidth,
             chip_flops=chip.flops,
             requests_running=len(self.scheduler.running),
-            requests_waiting=len(self.scheduler.waiting) - len(self.scheduler.parked) + self._submitted,
+            requests_waiting=len(self.scheduler.waiting) - len(self.scheduler.parked) + submitted,
             requests_parked=len(self.scheduler.parked),
             requests_finished=c.finished,
             requests_cancelled=c.cancelled,
@@ -571,7 +576,7 @@ class Engine:
 
     def _accept(self, request: ActiveRequest) -> None:
         with self._lock:
-            self._submitted -= 1
+            self._submitted[request.request.priority] -= 1
         self._requests[request.request.id] = request
         self.scheduler.add(request)
         own = self._predictor.seconds([Segment("prefill", request.tokens, 0, (), sample=True)])
