@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from coserve.errors import ModelNotFound
+from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
+from coserve.service.auth.watch import watch_keys
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
@@ -17,10 +19,12 @@ from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
 from coserve.service.settings import Settings
+from coserve.service.tiers import Tiers, read_tiers, tiers_path
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
 
+log = logging.getLogger("coserve.service")
 T = TypeVar("T")
 INLINE_CHARACTERS = 8_000  # up to here a prompt is encoded faster than a thread could take it over
 
@@ -32,6 +36,7 @@ class Service:
     """
 
     keys: KeyRing
+    tiers: Tiers
     mailbox: Mailbox
     database: Database
     jobs: Jobs
@@ -47,10 +52,11 @@ class Service:
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Service:
-        """Raises: `DatabaseError`, `Conflict` if the home directory is in use."""
+        """Raises: `DatabaseError`, `Conflict` if the home directory is in use, `InvalidRequest` for bad tiers."""
         async with AsyncExitStack() as stack:
             self.settings.make_directories()
             home = self.settings.directory
+            self.tiers = Tiers(read_tiers(tiers_path(self.settings.tiers, home)))
             lock = HomeLock(home)
             lock.acquire()
             stack.callback(lock.release)
@@ -58,6 +64,7 @@ class Service:
             await self.database.open()
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
+            stack.push_async_callback(_cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
             self.mailbox = Mailbox(asyncio.get_running_loop())
             training = self._training or Training.real()
             self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training)
@@ -68,6 +75,15 @@ class Service:
 
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
+
+    def reload_tiers(self) -> None:
+        """Read the tiers' file again; safe in a signal handler. Raises `InvalidRequest`: the old tiers stay."""
+        try:
+            self.tiers.replace(read_tiers(tiers_path(self.settings.tiers, self.settings.directory)))
+        except InvalidRequest as error:
+            log.error("the tiers stay as they were: %s", error.message)
+            raise
+        log.info("tiers read: %s", ", ".join(self.tiers.names))
 
     def models(self, key: Key) -> list[str]:
         """The models that the key may use: the base model, and those that its project has made."""
@@ -86,6 +102,12 @@ class Service:
         if size <= INLINE_CHARACTERS:
             return work(*args)
         return await asyncio.to_thread(work, *args)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def sampling_defaults(engine: Engine) -> dict[str, Any]:

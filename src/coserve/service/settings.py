@@ -23,15 +23,17 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)  # 0: any free one
     api_key: str | None = Field(default=None, repr=False)  # None: those in the database, one made at first start
     database_url: str | None = Field(default=None, repr=False)  # None: SQLite in `home`
+    tiers: Path | None = None  # None: tiers.yaml in `home`, else coserve's own
     max_body_bytes: int = Field(default=16 * MIB, gt=0)  # of a JSON body
     max_file_bytes: int = Field(default=512 * MIB, gt=0)  # of an uploaded file
     max_choices: int = Field(default=256, gt=0)  # completions that one HTTP request may ask for
     drain_seconds: float = Field(default=8.0, ge=0)  # how long running replies may still take at shutdown
 
-    @field_validator("api_key", "database_url")
+    @field_validator("api_key", "database_url", "tiers", mode="before")
     @classmethod
-    def _nothing_is_none(cls, value: str | None) -> str | None:
-        return (value or "").strip() or None  # an empty variable of the environment sets nothing
+    def _nothing_is_none(cls, value: object) -> object:
+        """An empty variable of the environment sets nothing."""
+        return (value.strip() or None) if isinstance(value, str) else value
 
     @property
     def directory(self) -> Path:
