@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
+from coserve.service.auth.oidc import Issuer, Oidc
 from coserve.service.auth.watch import watch_keys
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
@@ -48,6 +49,7 @@ class Service:
         self.started_at = now()
         self.new_key: str | None = None
         self.sampling_defaults = sampling_defaults(engine)
+        self.oidc = open_oidc(settings)
         self._training = training
         self._open = AsyncExitStack()
 
@@ -102,6 +104,13 @@ class Service:
         if size <= INLINE_CHARACTERS:
             return work(*args)
         return await asyncio.to_thread(work, *args)
+
+
+def open_oidc(settings: Settings) -> Oidc | None:
+    """Who checks administrators' tokens, if an issuer is set. Raises `InvalidRequest` for settings that cannot be."""
+    if settings.oidc_issuer is None:
+        return None
+    return Oidc(Issuer(settings.oidc_issuer, settings.oidc_audience or "", settings.oidc_admins))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -18,7 +18,6 @@ from coserve.service.money import usd
 from coserve.service.tables import DEFAULT_PROJECT, ProjectRow
 from coserve.service.tiers import Limits
 
-
 LARGEST_BUDGET = 10**18
 """Nano-dollars: what a 64-bit column holds, with room for sums."""
 OF_TIER = "tier"
@@ -106,7 +105,7 @@ async def make_project(database: Database, new: NewProject, actor: str = COMMAND
     )
     async with database.write() as session:
         session.add(row)
-        record(session, actor, "project.created", row.id, {"name": row.name})
+        record(session, actor, "project.created", row.id, _told(vars(new)))
     return row
 
 
@@ -125,8 +124,16 @@ async def change_project(
         new = NewProject(**{**present, **change, "limits": own})
         row.name, row.tier, row.weight = new.name, new.tier, new.weight
         row.budget, row.limits = new.budget, dict(new.limits)
-        record(session, actor, "project.updated", project_id, dict(change))
+        record(session, actor, "project.updated", project_id, _told(change))
     return row
+
+
+def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `NewProject` as the audit log tells them: the budget in USD."""
+    told = dict(fields)
+    if told.get("budget") is not None:
+        told["budget"] = usd(told["budget"])
+    return told
 
 
 async def archive_project(database: Database, project_id: str, actor: str = COMMAND_LINE) -> ProjectRow:
