@@ -30,6 +30,7 @@ from coserve.service.tables import DEFAULT_PROJECT, AuditRow, KeyRow, ProjectRow
 PREFIX = "sk-cs-"
 VISIBLE = len(PREFIX) + 4  # characters of a key that may be shown
 SECRET_BYTES = 32
+SECRET_FILE = "secret.key"
 LATEST = 253_402_300_799  # the end of the year 9999
 LOOK_BACK = 32  # rows of the audit log: with several writers a row may appear below one that was seen before
 CONFIGURED = "configured"
@@ -120,7 +121,7 @@ async def open_key_ring(database: Database, home: Path, configured: str | None) 
 
     A `configured` key opens the door for as long as this process runs; it is not stored.
     """
-    secret, fresh = read_secret(home / "secret.key")
+    secret, fresh = read_secret(home / SECRET_FILE)
     if fresh:  # no stored hash can be matched again
         await _revoke_all(database)
     ring = KeyRing(secret, configured)
