@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -128,6 +129,8 @@ def _show(projects: Sequence[dict[str, Any]], as_json: bool, *, single: bool = F
 def _body(
     name: str | None, tier: str | None, budget: str | None, weight: float | None, limits: Sequence[str] | None
 ) -> dict[str, Any]:
+    if weight is not None:
+        _finite("weight", weight)
     body = given(name=name, weight=weight, limits=dict(_limit(text) for text in limits or ()))
     if tier is not None:
         body["tier"] = None if tier == NONE else tier
@@ -138,9 +141,16 @@ def _body(
 
 def _usd(text: str) -> float:
     try:
-        return float(text)
+        return _finite("budget", float(text))
     except ValueError:
         raise InvalidRequest(f"--budget is {text!r}; it must be USD a month, or none.", param="budget") from None
+
+
+def _finite(option: str, value: float) -> float:
+    """JSON has no other numbers."""
+    if not math.isfinite(value):
+        raise InvalidRequest(f"--{option} is {value}; it must be a number.", param=option)
+    return value
 
 
 def _limit(text: str) -> tuple[str, Any]:
