@@ -107,6 +107,16 @@ def test_a_key_is_shown_once_and_counts_at_once(admin, http, server, project):
         admin.projects.api_keys.delete(made["id"], project_id=project)
 
 
+def test_a_key_sees_the_models_that_it_was_made_for(http, server, home, project):
+    names = {"base": ["base"], "another": [], "*": ["base"]}
+    for name, seen in names.items():
+        client = openai_client(server, make(http, project, models=[name])["value"])
+        assert [model.id for model in client.models.list()] == seen
+        if not seen:
+            with pytest.raises(openai.NotFoundError):
+                client.completions.create(model="base", prompt="a")
+
+
 def test_keys_of_another_project_are_not_found(http, project):
     made = make(http, "proj-default")
     for method in ("GET", "DELETE"):

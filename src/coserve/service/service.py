@@ -88,7 +88,9 @@ class Service:
         log.info("tiers read: %s", ", ".join(self.tiers.names))
 
     def models(self, key: Key) -> list[str]:
-        """The models that the key may use: the base model, and those that its project has made."""
+        """The models that the key may use: the base model and those that its project has made, if it or its tier
+        names them.
+        """
         return [name for name in self.engine.models() if self._may_use(key, name)]
 
     def check_model(self, name: str, key: Key) -> None:
@@ -97,7 +99,11 @@ class Service:
             raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
 
     def _may_use(self, key: Key, name: str) -> bool:
-        return name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
+        own = name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
+        allowed = key.models
+        if allowed is None:
+            allowed = self.tiers.terms(key.tier or self.tiers.highest, None).goals.models
+        return own and ("*" in allowed or name in allowed)
 
     async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""
