@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -86,13 +86,15 @@ def find_server(home: Path, *, url: str | None = None, api_key: str | None = Non
 class Client:
     """A connection to a server. Every method raises `ApiError` or `UnreachableError`."""
 
-    def __init__(self, server: Server, *, timeout: float = 60.0):
-        """`timeout` in seconds is for one answer, or for the next part of a stream."""
+    def __init__(self, server: Server, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None):
+        """`timeout` in seconds is for one answer, or for the next part of a stream; `transport` is not HTTP's own."""
         self.server = server
         headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
-        self._http = httpx.Client(base_url=server.url, headers=headers, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(
+            base_url=server.url, headers=headers, timeout=timeout, trust_env=False, transport=transport
+        )
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

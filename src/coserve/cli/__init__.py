@@ -1,8 +1,8 @@
-"""The command line: `coserve up | serve | chat | train | jobs | models | top | chips | plan`.
+"""The command line: `coserve up | serve | chat | train | jobs | models | top | keys | projects | chips | plan`.
 
 One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
 quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak
-HTTP to a running server through `coserve.client`.
+HTTP to a running server through `coserve.client`; `keys` and `projects` do so, or open the database themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import chat, chips, jobs, models, plan, serve, top, train, up
+from coserve.cli import chat, chips, jobs, keys, models, plan, projects, serve, top, train, up
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -49,6 +49,8 @@ app.command()(train.train)
 app.add_typer(jobs.app, name="jobs")
 app.command()(models.models)
 app.command()(top.top)
+app.add_typer(keys.app, name="keys")
+app.add_typer(projects.app, name="projects")
 app.command()(chips.chips)
 app.command()(plan.plan)
 

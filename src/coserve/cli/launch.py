@@ -43,6 +43,9 @@ def run(
 
     from coserve.engine import EngineConfig
     from coserve.service import Settings, run_server
+    from coserve.service.tiers import read_tiers, tiers_path
+
+    read_tiers(tiers_path(settings.tiers, settings.home))  # a mistake in it should not cost the loading
 
     def ready(http: HttpServer) -> None:
         keep = http.new_key or keys.kept
@@ -53,7 +56,13 @@ def run(
         on_ready(server)
 
     run_server(
-        Settings(home=settings.home, host=settings.host, port=settings.port, api_key=keys.configured),
+        Settings(
+            home=settings.home,
+            host=settings.host,
+            port=settings.port,
+            api_key=keys.configured,
+            tiers=settings.tiers,
+        ),
         settings.model,
         dtype=settings.dtype,
         name=settings.name,

@@ -33,6 +33,10 @@ Protect = Annotated[
     ),
 ]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of these options.")]
+Tiers = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML file of the tiers. COSERVE_TIERS, else tiers.yaml in the home directory."),
+]
 Name = Annotated[str | None, typer.Option(help="Model name that clients use (default: the model's own).")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"] | None, typer.Option(help="How much to log (default info).")
@@ -51,6 +55,7 @@ class ServeSettings:
     api_key: str | None = field(default=None, repr=False)
     protect: float | Literal["goals"] = 1.10
     name: str | None = None
+    tiers: Path | None = None
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -63,6 +68,7 @@ class ServeSettings:
             self.protect == "goals" or (isinstance(self.protect, float) and 1 <= self.protect < float("inf")),
             "a factor of at least 1, or goals",
         )
+        _check("tiers", self.tiers, self.tiers is None or isinstance(self.tiers, Path), "a file")
         for option in ("model", "host", "api_key", "name"):
             value = getattr(self, option)
             shown = value if option != "api_key" else "..."
@@ -79,6 +85,8 @@ def serve_settings(config: Path | None = None, **options: Any) -> ServeSettings:
     }
     if "home" in given or config is not None:
         given["home"] = home_directory(given.get("home"))
+    if isinstance(given.get("tiers"), str):
+        given["tiers"] = Path(given["tiers"]).expanduser()
     if "protect" in given:
         given["protect"] = _protect(given["protect"])
     return ServeSettings(**given)
@@ -90,7 +98,7 @@ def _check(option: str, value: object, ok: bool, wanted: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    names = {"home": "COSERVE_HOME", "api_key": "COSERVE_API_KEY"}
+    names = {"home": "COSERVE_HOME", "api_key": "COSERVE_API_KEY", "tiers": "COSERVE_TIERS"}
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
 
 

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from coserve.errors import CoserveError
 from coserve.service import chat, completions, files, fine_tuning, models, operations, planning
+from coserve.service.admin.routes import ROUTES as ADMIN_ROUTES
 from coserve.service.auth.door import Door
 from coserve.service.errors import Guard, handle
 from coserve.service.jobs import Training
@@ -49,6 +50,7 @@ ROUTES = [
     Route("/health", operations.health),
     Route("/metrics", operations.metrics),
     Route("/coserve/stats", operations.stats),
+    *ADMIN_ROUTES,
 ]
 
 

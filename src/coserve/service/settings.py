@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from coserve.service.money import nano
 
 MIB = 1 << 20
 
@@ -24,15 +27,31 @@ class Settings(BaseSettings):
     api_key: str | None = Field(default=None, repr=False)  # None: those in the database, one made at first start
     database_url: str | None = Field(default=None, repr=False)  # None: SQLite in `home`
     limits_url: str | None = Field(default=None, repr=False)  # None: this process's memory; redis:// or postgresql://
+    oidc_issuer: str | None = None  # whose tokens open the administration; None: no one's
+    oidc_audience: str | None = None
+    oidc_admins: Annotated[tuple[str, ...], NoDecode] = ()  # subjects, e-mail addresses, claim=value
+    tiers: Path | None = None  # None: tiers.yaml in `home`, else coserve's own
+    chip_price: float | None = Field(default=None, ge=0)  # USD an hour, for `coserve report`
     max_body_bytes: int = Field(default=16 * MIB, gt=0)  # of a JSON body
     max_file_bytes: int = Field(default=512 * MIB, gt=0)  # of an uploaded file
     max_choices: int = Field(default=256, gt=0)  # completions that one HTTP request may ask for
     drain_seconds: float = Field(default=8.0, ge=0)  # how long running replies may still take at shutdown
 
-    @field_validator("api_key", "database_url", "limits_url")
+    @field_validator("api_key", "database_url", "limits_url", "tiers", "oidc_issuer", "oidc_audience", mode="before")
     @classmethod
-    def _nothing_is_none(cls, value: str | None) -> str | None:
-        return (value or "").strip() or None  # an empty variable of the environment sets nothing
+    def _nothing_is_none(cls, value: object) -> object:
+        """An empty variable of the environment sets nothing."""
+        return (value.strip() or None) if isinstance(value, str) else value
+
+    @field_validator("oidc_admins", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @property
+    def chip_price_nano(self) -> int | None:
+        """Nano-dollars an hour."""
+        return None if self.chip_price is None else nano(self.chip_price)
 
     @property
     def directory(self) -> Path:
