@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from coserve.errors import ModelNotFound
 from coserve.service.admission import Admission
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
+from coserve.service.batches.batches import Batches
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
@@ -42,6 +43,7 @@ class Service:
     mailbox: Mailbox
     database: Database
     jobs: Jobs
+    batches: Batches
 
     def __init__(self, engine: Engine, settings: Settings, training: Training | None = None):
         self.engine = engine
@@ -86,6 +88,9 @@ class Service:
             self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training)
             await self.jobs.open()
             stack.push_async_callback(self.jobs.close)
+            self.batches = Batches(self)
+            await self.batches.open()
+            stack.push_async_callback(self.batches.close)
             self._open = stack.pop_all()
         return self
 

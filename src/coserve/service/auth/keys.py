@@ -55,6 +55,7 @@ class KeyRing:
         self._secret = secret
         self._configured = configured
         self._keys: dict[bytes, Key] = {}
+        self._by_id: dict[str, Key] = {}
         self._projects: dict[str, Project] = {}
         self._seen = -1  # the last row of the audit log that is in here
 
@@ -68,7 +69,12 @@ class KeyRing:
         known = self._keys.get(digest)
         if known is None or not hmac.compare_digest(known.hash, digest):
             return None
-        return None if known.expires_at is not None and now() >= known.expires_at else known
+        return _valid(known)
+
+    def of_id(self, key_id: str) -> Key | None:
+        """The key for what goes on after its request, unless it is revoked or over."""
+        known = self._by_id.get(key_id)
+        return None if known is None else _valid(known)
 
     def project(self, project_id: str) -> Project | None:
         return self._projects.get(project_id)
@@ -88,6 +94,11 @@ class KeyRing:
         if self._configured is not None:
             keys.append(Key(CONFIGURED, self.hash(self._configured), projects[DEFAULT_PROJECT]))
         self._keys, self._projects, self._seen = {key.hash: key for key in keys}, projects, latest
+        self._by_id = {key.id: key for key in keys}
+
+
+def _valid(key: Key) -> Key | None:
+    return None if key.expires_at is not None and now() >= key.expires_at else key
 
 
 def _key(row: KeyRow, project: Project) -> Key:
