@@ -103,6 +103,7 @@ async def create_batch(http: Request) -> Response:
         project_id=key.project.id,
         key_id=key.id,
         endpoint=body.endpoint,
+        model=service.engine.name,
         input_file=body.input_file_id,
         status="validating",
         window=window,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from coserve.service.tables import BatchRow
 
 if TYPE_CHECKING:
     from coserve.service.service import Service
+
+log = logging.getLogger("coserve.service.batches")
 
 
 class InputLost(Exception):
@@ -107,12 +110,19 @@ class Run:
         left = self._row.created_at + self._row.window - time.time()
         try:
             async with asyncio.timeout(0 if self._cancelled else left) as self._patience:
+                await self._model_served()
                 async with self._turns.batch(self._row.project_id):
                     await self._run_all()
         except TimeoutError:
             pass
         finally:
             self._patience = None
+
+    async def _model_served(self) -> None:
+        """A server that was started again with another model does not run the batch: a later start may."""
+        if self._row.model != self._service.engine.name:
+            log.warning("the batch %s waits: its model %s is not served now", self._row.id, self._row.model)
+            await asyncio.Event().wait()
 
     async def _run_all(self) -> None:
         requests = await asyncio.to_thread(self._requests)
