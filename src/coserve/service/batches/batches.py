@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
@@ -28,6 +29,7 @@ class Batches:
         self._turns = Turns(service.settings.batch_requests)
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
 
     async def open(self) -> None:
         """Go on with what a kill or a restart cut off, and remove what finished batches left."""
@@ -42,10 +44,14 @@ class Batches:
             self._start(row)
 
     async def close(self) -> None:
-        """Stop. What runs now is run again after the next start; what has ended is not."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Stop. What runs now is run again after the next start; what has ended is not.
+
+        The tasks are asked and not cancelled: a transaction that is broken off may keep its lock on the database.
+        """
+        self._closing.set()
+        for run in self._runs.values():
+            run.stop()
+        await asyncio.gather(*self._tasks)
 
     async def create(self, row: BatchRow) -> None:
         """Store a new batch and start it."""
@@ -61,15 +67,18 @@ class Batches:
 
     async def _work(self, batch_id: str) -> None:
         """A full disk or a busy database ends no batch: it is worked on again, from what is stored."""
-        while True:
+        while not self._closing.is_set():
             try:
-                await self._runs[batch_id].work()
-                break
+                over = await self._runs[batch_id].work()
             except Exception as error:
                 log_unexpected(error)
-                await asyncio.sleep(RETRY_SECONDS)
-        del self._runs[batch_id]
-        await asyncio.to_thread(self._remove, batch_id)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
+                continue
+            if over:
+                del self._runs[batch_id]
+                await asyncio.to_thread(self._remove, batch_id)
+            return
 
     def _remove(self, batch_id: str) -> None:
         """Its results are files of their own now."""

@@ -35,7 +35,7 @@ class InputLost(Exception):
 
 
 class Run:
-    """To be worked on by one task: `work`, again if it raised. `cancel` may come at any time."""
+    """To be worked on by one task: `work`, again if it raised. `cancel` and `stop` may come at any time."""
 
     def __init__(self, service: Service, turns: Turns, row: BatchRow):
         self._service = service
@@ -44,7 +44,7 @@ class Run:
         self._input = service.settings.files_directory / row.input_file
         self._directory = service.settings.batches_directory / row.id
         self._results: Results | None = None  # while requests run
-        self._cancelled = False
+        self._interrupted = self._stopped = False
         self._patience: asyncio.Timeout | None = None  # while requests run
         self._spent: QuotaExceeded | None = None  # the budget: what is left of the batch ends with this
 
@@ -54,13 +54,21 @@ class Run:
         return (self._results.completed, self._results.failed) if self._results else None
 
     def cancel(self) -> None:
-        """Stop what runs. The batch is in the state cancelling already."""
-        self._cancelled = True
+        """Break off what runs. The batch is in the state cancelling already."""
+        self._interrupt()
+
+    def stop(self) -> None:
+        """Break off what runs, and leave the batch to the next start of the server."""
+        self._stopped = True
+        self._interrupt()
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time())
 
-    async def work(self) -> None:
-        """Until the batch is over. What raises leaves it as it is, to be worked on again."""
+    async def work(self) -> bool:
+        """Whether the batch is over; it is not after `stop`. What raises leaves it to be worked on again."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         async with self._service.database.read() as session:
             self._row = await states.find_batch(session, self._row.id)
@@ -68,12 +76,13 @@ class Run:
             if self._row.status == "validating":
                 await self._validate()
             if self._row.status == "in_progress":
-                await self._run_until_stopped()
-            if self._row.status in states.UNFINISHED:
+                await self._run_until_interrupted()
+            if self._row.status in states.UNFINISHED and not self._stopped:
                 await self._end()
         except InputLost:
             lost = Mistake("input_file_lost", f"The content of the file {self._row.input_file!r} is gone.")
             await self._fail([lost])
+        return not self._stopped
 
     async def _validate(self) -> None:
         async with self._turns.checking:
@@ -105,11 +114,11 @@ class Run:
         told = [mistake.as_dict() for mistake in mistakes]
         self._row = await states.fail(self._service.database, self._row.id, told)
 
-    async def _run_until_stopped(self) -> None:
-        """Returns when every request has ended, the window is over, or the batch is being cancelled."""
+    async def _run_until_interrupted(self) -> None:
+        """Returns when every request has ended, or the window is over, or with `cancel` or `stop`."""
         left = self._row.created_at + self._row.window - time.time()
         try:
-            async with asyncio.timeout(0 if self._cancelled else left) as self._patience:
+            async with asyncio.timeout(0 if self._interrupted else left) as self._patience:
                 await self._model_served()
                 async with self._turns.batch(self._row.project_id):
                     await self._run_all()
