@@ -1,6 +1,5 @@
 """/v1/batches through OpenAI's client, against a real server."""
 
-import asyncio
 import io
 import json
 import signal
@@ -14,12 +13,10 @@ import openai
 import pytest
 
 from coserve.errors import CoserveError, Unavailable
-from coserve.service import Settings
-from coserve.service.auth.keys import NewKey, make_key, read_secret
-from coserve.service.auth.projects import NewProject, make_project
-from coserve.service.database import Database, sqlite_url
+from coserve.service.auth.projects import NewProject
 from tests.service.conftest import openai_client, start
 from tests.service.fake_engine import FakeEngine
+from tests.service.tenants import make_tenants
 from tests.service.test_chat_api import wait_until
 from tests.service.test_kill import running
 
@@ -71,18 +68,8 @@ def ledger(home: Path) -> list[sqlite3.Row]:
 
 def add_key(home: Path, **project: object) -> str:
     """A key of a new project, before the server starts."""
-
-    async def make() -> str:
-        Settings(home=home).make_directories()
-        database = Database(sqlite_url(home / "coserve.db"))
-        await database.open()
-        secret, _ = read_secret(home / "secret.key")
-        row = await make_project(database, NewProject("other", **project))
-        key, _ = await make_key(database, secret, NewKey("other", project=row.id))
-        await database.close()
-        return key
-
-    return asyncio.run(make())
+    [(_, key)] = make_tenants(home, [NewProject("other", **project)])
+    return key
 
 
 def test_replies_come_in_the_order_of_the_input(client, engine):
