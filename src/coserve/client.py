@@ -1,4 +1,4 @@
-"""A small client of a running server: what `chat`, `train`, `jobs` and `top` need of the HTTP API.
+"""A small client of a running server: what `chat`, `train`, `jobs`, `batches` and `top` need of the HTTP API.
 
     with Client(find_server(home)) as client:
         for text in client.chat([{"role": "user", "content": "Hello"}]):
@@ -143,6 +143,30 @@ class Client:
 
     def cancel_job(self, job_id: str) -> Json:
         return self._call("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel")
+
+    def create_batch(self, **body: Any) -> Json:
+        return self._call("POST", "/v1/batches", json=body)
+
+    def batch(self, batch_id: str) -> Json:
+        return self._call("GET", f"/v1/batches/{batch_id}")
+
+    def batches(self, limit: int = 20) -> list[Json]:
+        """The latest batches, newest first."""
+        return self._call("GET", "/v1/batches", params={"limit": limit})["data"]
+
+    def cancel_batch(self, batch_id: str) -> Json:
+        return self._call("POST", f"/v1/batches/{batch_id}/cancel")
+
+    def content(self, file_id: str) -> Iterator[bytes]:
+        """A file's content, piece by piece."""
+        try:
+            with self._http.stream("GET", f"/v1/files/{file_id}/content") as reply:
+                if reply.is_error:
+                    reply.read()
+                    raise _api_error(reply)
+                yield from reply.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def events(self, job_id: str, *, known: frozenset[str] | set[str] = frozenset()) -> list[Json]:
         """The job's events that are not in `known` (their ids), oldest first."""

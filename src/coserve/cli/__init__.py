@@ -1,4 +1,4 @@
-"""The command line: `coserve up | serve | chat | train | jobs | models | top | keys | projects | chips | plan`.
+"""The command line: `coserve up | serve | chat | train | jobs | batches | models | top | keys | projects | chips | plan`.
 
 One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
 quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import chat, chips, jobs, keys, models, plan, projects, serve, top, train, up
+from coserve.cli import batches, chat, chips, jobs, keys, models, plan, projects, serve, top, train, up
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(train.train)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(batches.app, name="batches")
 app.command()(models.models)
 app.command()(top.top)
 app.add_typer(keys.app, name="keys")

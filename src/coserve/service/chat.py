@@ -24,6 +24,7 @@ from coserve.service.sampling import Count, SamplingBody, check_choices, choices
 from coserve.service.sse import DONE, dumps, event
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
 
@@ -107,7 +108,15 @@ def _text(content: str | list[Part], where: str) -> str:
 async def create_chat_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
     body = await parse(http, ChatBody)
-    service.check_model(body.model, key_of(http))
+    chat = await prepare_chat(service, key_of(http), body)
+    return chat.response(body.stream)
+
+
+async def prepare_chat(
+    service: Service, key: Key, body: ChatBody, *, batch_id: str | None = None, usage_id: str | None = None
+) -> Chat:
+    """The answer to `body`, to be generated. Raises what is wrong with it, or not open to the key."""
+    service.check_model(body.model, key)
     body.refuse_unsupported()
     params = body.sampling(
         service.sampling_defaults,
@@ -118,10 +127,19 @@ async def create_chat_completion(http: HTTPRequest) -> Response:
     size = sum(len(turn["content"]) for turn in turns)
     prompt = await service.offload(size, service.engine.tokenizer.apply_chat_template, turns)
     check_choices(1, body.n or 1, service.settings.max_choices)
-    wish = Wish("chat", body.model, len(prompt), len(prompt), body.n or 1, params.max_tokens, body.service_tier)
-    passage = service.admission.passage(key_of(http), wish)
-    chat = Chat(service, body, choices([prompt], params, body.model, body.n or 1, passage), passage)
-    return chat.response(body.stream)
+    wish = Wish(
+        "chat",
+        body.model,
+        len(prompt),
+        len(prompt),
+        body.n or 1,
+        params.max_tokens,
+        body.service_tier,
+        batch_id=batch_id,
+        usage_id=usage_id,
+    )
+    passage = service.admission.passage(key, wish)
+    return Chat(service, body, choices([prompt], params, body.model, body.n or 1, passage), passage)
 
 
 @dataclass

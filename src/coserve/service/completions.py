@@ -23,6 +23,7 @@ from coserve.service.sampling import SamplingBody, check_choices, choices
 from coserve.service.sse import DONE, dumps, event
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, of old
@@ -63,7 +64,15 @@ class CompletionBody(SamplingBody):
 async def create_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
     body = await parse(http, CompletionBody)
-    service.check_model(body.model, key_of(http))
+    completion = await prepare_completion(service, key_of(http), body)
+    return completion.response(body.stream)
+
+
+async def prepare_completion(
+    service: Service, key: Key, body: CompletionBody, *, batch_id: str | None = None, usage_id: str | None = None
+) -> Completion:
+    """The answer to `body`, to be generated. Raises what is wrong with it, or not open to the key."""
+    service.check_model(body.model, key)
     body.refuse_unsupported()
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling(service.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs)
@@ -81,11 +90,13 @@ async def create_completion(http: HTTPRequest) -> Response:
         max_tokens,
         body.service_tier,
         param="prompt",
+        batch_id=batch_id,
+        usage_id=usage_id,
     )
-    passage = service.admission.passage(key_of(http), wish)
+    passage = service.admission.passage(key, wish)
     echoes = await service.offload(size, _echoes, service, body, prompts)
     requests = choices(prompts, params, body.model, n, passage)
-    return Completion(service, body, prompts, requests, echoes, passage).response(body.stream)
+    return Completion(service, body, prompts, requests, echoes, passage)
 
 
 def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:

@@ -14,6 +14,7 @@ from coserve.service.admission import Admission
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
 from coserve.service.auth.oidc import Issuer, Oidc
 from coserve.service.auth.watch import watch_keys
+from coserve.service.batches.batches import Batches
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
@@ -47,6 +48,7 @@ class Service:
     mailbox: Mailbox
     database: Database
     jobs: Jobs
+    batches: Batches
 
     def __init__(self, engine: Engine, settings: Settings, training: Training | None = None):
         self.engine = engine
@@ -96,6 +98,9 @@ class Service:
             self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training, self.tiers)
             await self.jobs.open()
             stack.push_async_callback(self.jobs.close)
+            self.batches = Batches(self)
+            await self.batches.open()
+            stack.push_async_callback(self.batches.close)
             self._open = stack.pop_all()
         return self
 

@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=16 * MIB, gt=0)  # of a JSON body
     max_file_bytes: int = Field(default=512 * MIB, gt=0)  # of an uploaded file
     max_choices: int = Field(default=256, gt=0)  # completions that one HTTP request may ask for
+    batch_requests: int = Field(default=32, gt=0)  # of all batches, that run at once
     drain_seconds: float = Field(default=8.0, ge=0)  # how long running replies may still take at shutdown
 
     @field_validator("api_key", "database_url", "limits_url", "tiers", "oidc_issuer", "oidc_audience", mode="before")
@@ -65,8 +66,12 @@ class Settings(BaseSettings):
     def jobs_directory(self) -> Path:
         return self.directory / "jobs"
 
+    @property
+    def batches_directory(self) -> Path:
+        return self.directory / "batches"
+
     def make_directories(self) -> None:
         """Create `home` and its folders, readable by their owner only."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (self.files_directory, self.jobs_directory):
+        for folder in (self.files_directory, self.jobs_directory, self.batches_directory):
             folder.mkdir(exist_ok=True, mode=0o700)

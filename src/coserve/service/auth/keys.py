@@ -61,6 +61,7 @@ class KeyRing:
         self._secret = secret
         self._configured = configured
         self._keys: dict[bytes, Key] = {}
+        self._by_id: dict[str, Key] = {}
         self._projects: dict[str, Project] = {}
         self._seen: tuple[int, ...] | None = None  # the last rows of the audit log that are in here
         self._refreshing = asyncio.Lock()  # so that what was read first is never kept last
@@ -75,7 +76,12 @@ class KeyRing:
         known = self._keys.get(digest)
         if known is None or not hmac.compare_digest(known.hash, digest):
             return None
-        return None if known.expires_at is not None and now() >= known.expires_at else known
+        return _valid(known)
+
+    def of_id(self, key_id: str) -> Key | None:
+        """The key for what goes on after its request, unless it is revoked or over."""
+        known = self._by_id.get(key_id)
+        return None if known is None else _valid(known)
 
     def project(self, project_id: str) -> Project | None:
         return self._projects.get(project_id)
@@ -95,12 +101,17 @@ class KeyRing:
             if self._configured is not None:
                 keys.append(Key(CONFIGURED, self.hash(self._configured), projects[DEFAULT_PROJECT]))
             self._keys, self._projects, self._seen = {key.hash: key for key in keys}, projects, seen
+            self._by_id = {key.id: key for key in keys}
 
     async def make(self, database: Database, new: NewKey, actor: str) -> tuple[str, KeyRow]:
         """As `make_key`, and valid here before this returns."""
         made = await make_key(database, self._secret, new, actor)
         await self.refresh(database)
         return made
+
+
+def _valid(key: Key) -> Key | None:
+    return None if key.expires_at is not None and now() >= key.expires_at else key
 
 
 def _key(row: KeyRow, project: Project) -> Key:

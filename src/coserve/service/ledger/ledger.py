@@ -11,9 +11,9 @@ from pathlib import Path
 
 from coserve.service.database import Database
 from coserve.service.ledger.backlog import Backlog
-from coserve.service.ledger.entry import INTERRUPTED, Entry, Rates
+from coserve.service.ledger.entry import COMPLETED, INTERRUPTED, Entry, Rates
 from coserve.service.ledger.line import Line
-from coserve.service.ledger.meter import Meter, Slot
+from coserve.service.ledger.meter import Meter, Slot, memory_slot
 from coserve.service.ledger.rejected import Rejected
 from coserve.service.ledger.rollup import KEEP_DAYS, roll_up
 from coserve.service.ledger.spool import Spool
@@ -72,6 +72,7 @@ class Ledger:
         """End the lines that are still open as interrupted, and write all; what cannot be written stays on disk."""
         for line in list(self._lines):
             line.close(INTERRUPTED)
+        await self._writer.drain()  # before the writer is cancelled: a transaction broken off may keep its lock
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -82,7 +83,12 @@ class Ledger:
         self._spool.close()
 
     def begin(self, entry: Entry, rates: Rates) -> Line:
-        """A request begins: `entry` says all that is known, with the tokens of its prompt."""
+        """A request begins: `entry` says all that is known, with the tokens of its prompt.
+
+        A batch's request is on the bill once it is done: until then it may be run again, under the same id.
+        """
+        if entry.batch_id is not None:
+            return Line(entry, rates, memory_slot(), self._end_of_batch_request)
         line = Line(entry, rates, self._meter.begin(entry, rates), self._end)
         self._lines.add(line)
         return line
@@ -91,6 +97,11 @@ class Ledger:
         self._lines.discard(line)
         self._backlog.put(entry, slot)
         self._writer.wake()
+
+    def _end_of_batch_request(self, _: Line, entry: Entry, slot: Slot) -> None:
+        if entry.outcome == COMPLETED:
+            self._backlog.put(entry, slot)
+            self._writer.wake()
 
     def write(self, entry: Entry) -> None:
         """What has no flight, with its cost (`entry.billed(rates)`). The same id again, within the days that rows
