@@ -34,7 +34,7 @@ START = Constants(
     training_experts=0.5,
     activations=50.0,
     small_kernel=3e-6,
-    elementwise=0.8,
+    load_cycles=500.0,
     ring_hop=1.0,
     cpu_matmul=0.5,
 )
@@ -46,7 +46,6 @@ SHARES = (
     "link",
     "operator_memory",
     "operator_arithmetic",
-    "elementwise",
     "training",
     "training_attention",
     "training_experts",
@@ -85,7 +84,7 @@ GROUPS = {
         engines=True,
     ),
     "operators": Group(
-        ("operator_times",), ("kernel", "operator_memory", "operator_arithmetic", "small_kernel", "elementwise")
+        ("operator_times",), ("kernel", "operator_memory", "operator_arithmetic", "small_kernel", "load_cycles")
     ),
     "training": Group(("training_published",), ("training", "training_attention", "training_experts", "activations")),
     "ring": Group(("inference_published",), ("ring_hop",)),

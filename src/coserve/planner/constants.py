@@ -31,11 +31,11 @@ class Constants:
     sequence: float = 39e-6  # and for each sequence in it: sampling, detokenisation
     first_token: float = 44.1e-3  # of a server, before and after a prompt's pass
     crossings: float = 20.0  # of a dataflow machine, for a layer: its operators, one after the other
-    kernel: float = 5.08e-6  # one operator alone: its launch
-    operator_memory: float = 0.797  # share of the bandwidth that it reaches
-    operator_arithmetic: float = 0.837  # share of the best product's rate that it reaches
-    small_kernel: float = 4.03e-6  # one elementwise operator alone, however little it moves
-    elementwise: float = 0.428  # share of the bandwidth that it reaches
+    kernel: float = 5.46e-6  # one operator alone: its launch
+    operator_memory: float = 0.818  # share of the bandwidth that it reaches
+    operator_arithmetic: float = 0.839  # share of the best product's rate that it reaches
+    small_kernel: float = 1.44e-6  # the same of an elementwise operator
+    load_cycles: float = 1017.0  # cycles that its threads wait for each load
     training: float = 0.837  # share of the best product's rate that training's products reach
     training_attention: float = 0.409  # share of it that attention reaches, backward pass included
     training_experts: float = 0.299  # and that routed experts reach
