@@ -128,7 +128,7 @@ def _fit(key: Key) -> Constants:
 
 
 def _names(group: str) -> tuple[str, ...]:
-    return (*GROUPS[group].names, *(("prompt_layer",) if GROUPS[group].engines else ()))
+    return (*GROUPS[group].names, *(("first_token",) if GROUPS[group].engines else ()))
 
 
 def outcomes(table: Table, cases: Sequence[Case], fits: Fits) -> list[Outcome]:
@@ -247,10 +247,10 @@ def _print_unexplained(results: Sequence[Outcome]) -> None:
 
 
 def _flat(constants: Constants) -> dict[str, float]:
-    """Every constant with three digits; `prompt_layer` by engine."""
+    """Every constant with three digits; `first_token` by engine."""
     values = asdict(constants)
-    engines = values.pop("prompt_layer")
-    values |= {f"prompt_layer[{engine}]": value for engine, value in engines.items()}
+    engines = values.pop("first_token")
+    values |= {f"first_token[{engine}]": value for engine, value in engines.items()}
     return {name: float(f"{value:.3g}") for name, value in values.items()}
 
 

@@ -13,8 +13,8 @@ from coserve.planner.shape import load_shape
 _CHIPS = {"h100_sxm": "H100 SXM", "h200_sxm": "H200 SXM", "b200_sxm": "B200 SXM"}
 _ENGINES = {"trtllm": "tensorrt-llm"}
 
-REQUESTS_PER_USER = 5
-"""Such benchmarks send some five requests for each of the users, all of whom start at once."""
+REQUESTS_PER_USER = 10
+"""That InferenceMAX sends for each of the users, all of whom start at once."""
 
 
 def case(row: Row) -> Case:

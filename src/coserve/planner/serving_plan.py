@@ -56,7 +56,7 @@ class Question:
         if self.weights is not None:
             number_format(self.weights)
         number_format(self.cache)
-        engines = FITTED.prompt_layer
+        engines = FITTED.first_token
         if self.engine not in engines:
             raise InvalidRequest(f"unknown engine {self.engine!r}; known are {', '.join(engines)}", param="engine")
 
