@@ -45,10 +45,8 @@ TABLES = (
     Table("measured_serving", frozenset({"attention_dp_size", "tpot_ms"}), serving.case, ("serving",), 8),
     Table("operator_times", frozenset({"attn_pre_proj_ms"}), operators.case, ("operators",), 4),
     Table("mlperf_inference_v5_1", frozenset({"submitter"}), mlperf.case, ("serving", "cpu"), 4),
-    Table(
-        "inference_published", frozenset({"batch_or_concurrency"}), published.case, ("serving", "ring", "dataflow"), 2
-    ),
-    Table("dataflow_published", frozenset({"input_tokens"}), dataflow.case, ("serving", "dataflow"), 1),
+    Table("inference_published", frozenset({"batch_or_concurrency"}), published.case, ("serving", "ring"), 2),
+    Table("dataflow_published", frozenset({"input_tokens"}), dataflow.case, ("serving",), 1),
     Table("training_published", frozenset({"mfu_pct"}), training.case, ("training",), 2),
 )
 

@@ -35,7 +35,6 @@ def case(row: Row) -> Case:
         model=load_shape(row["model"]).name if row["model"] else "",
         predict=predict,
         why=why,
-        fit=chip.kind == "dataflow" and not why,
     )
 
 

@@ -24,7 +24,6 @@ START = Constants(
     step=1e-3,
     sequence=20e-6,
     first_token={"tensorrt-llm": 50e-3, "vllm": 50e-3, "sglang": 50e-3},
-    crossings=20.0,
     kernel=3e-6,
     operator_memory=0.8,
     operator_arithmetic=0.8,
@@ -87,7 +86,6 @@ GROUPS = {
     "training": Group(("training_published",), ("training", "training_attention", "training_experts", "activations")),
     "ring": Group(("inference_published",), ("ring_hop",)),
     "cpu": Group(("mlperf_inference_v5_1",), ("cpu_matmul",)),
-    "dataflow": Group(("dataflow_published",), ("crossings",)),
 }
 TOLERANCE = {"ttft_ms": 0.15}
 """Relative error that counts as usual, by metric; others 0.1."""

@@ -1,4 +1,4 @@
-"""The command line: `coserve up | serve | chat | train | jobs | batches | models | top | keys | projects | chips | plan`.
+"""The command line: `coserve up`, `serve`, `chat`, `plan` and the rest (`coserve --help` lists them).
 
 One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
 quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak

@@ -29,7 +29,7 @@ class Constants:
     expert_layer: float = 54.8e-6  # what routing adds to a layer with experts
     step: float = 0.622e-3  # the engine's own work for a step
     sequence: float = 38.1e-6  # and for each sequence in it: sampling, detokenisation
-    crossings: float = 18.0  # of a dataflow machine, for a layer: its operators, one after the other
+    crossings: float = 20.0  # of a dataflow machine, for a layer: its operators one after the other; not fitted
     kernel: float = 5.46e-6  # one operator alone: its launch
     operator_memory: float = 0.818  # share of the bandwidth that it reaches
     operator_arithmetic: float = 0.839  # share of the best product's rate that it reaches
