@@ -39,8 +39,9 @@ _CACHED = {
 
 
 def aiconfigurator_job(case: Case) -> Job:
-    """Its estimate of continuous batching (`agg`) with the row's users as the batch; times of operators that nobody
-    measured are filled in by its formulas (`HYBRID`). Formats that the row does not state, it infers itself."""
+    """Its estimate of continuous batching (`agg`) with the row's users as the batch; its first token waits for other
+    prompts by a factor of its own. Times of operators that nobody measured are filled in by its formulas (`HYBRID`);
+    formats that the row does not state, it infers itself."""
     row = case.row
     layout, users = serving.replica_of(row)
     job: Job = {
