@@ -108,6 +108,10 @@ class Fits:
                 progress(f"fitted {key[0]} without {' and '.join(filter(None, key[1:])) or 'leaving anything out'}")
                 self.found[key] = constants
 
+    def keys(self, table: Table, cases: Iterable[Case], left_out: Sequence[str] = LEFT_OUT) -> set[Key]:
+        """Of all fits that the predictions of `cases` need."""
+        return {self.key(group, case, name) for case in cases for group in table.groups for name in left_out}
+
     def constants(self, keys: Iterable[Key]) -> Constants:
         """Each group's own constants out of its fit."""
         found = FITTED
@@ -129,13 +133,13 @@ def _names(group: str) -> tuple[str, ...]:
     return (*GROUPS[group].names, *(("first_token",) if GROUPS[group].engines else ()))
 
 
-def outcomes(table: Table, cases: Sequence[Case], fits: Fits) -> list[Outcome]:
-    """Every metric of every case, one after the other."""
+def outcomes(table: Table, cases: Sequence[Case], fits: Fits, left_out: Sequence[str] = LEFT_OUT) -> list[Outcome]:
+    """Every metric of every case, one after the other; the last of `left_out` leaves out the most."""
     found = []
     for case in cases:
-        keys = {left_out: [fits.key(group, case, left_out) for group in table.groups] for left_out in LEFT_OUT}
-        seen = [name for i, name in ((1, "chip"), (2, "model")) if any(key[i] for key in keys["both"])]
-        predicted = {name: case.predict(fits.constants(keys[name])) for name in LEFT_OUT} if case.predict else {}
+        keys = {name: [fits.key(group, case, name) for group in table.groups] for name in left_out}
+        seen = [name for i, name in ((1, "chip"), (2, "model")) if any(key[i] for key in keys[left_out[-1]])]
+        predicted = {name: case.predict(fits.constants(keys[name])) for name in left_out} if case.predict else {}
         for metric, measured in case.measured.items():
             values = {name: values[metric] for name, values in predicted.items()}
             found.append(Outcome(case, metric, measured, values, " and ".join(seen) or "neither"))
@@ -187,13 +191,7 @@ def main() -> None:
     asked = [read(path, False) for path in options.data] if options.data else shipped
     fits = Fits([case for _, cases in shipped for case in cases])
     fits.make([(group, "", "") for group in GROUPS])
-    fits.make(
-        fits.key(group, case, left_out)
-        for table, cases in asked
-        for case in cases
-        for group in table.groups
-        for left_out in LEFT_OUT
-    )
+    fits.make(key for table, cases in asked for key in fits.keys(table, cases))
     results = [outcome for table, cases in asked for outcome in outcomes(table, cases, fits)]
 
     if options.rows:
