@@ -1,4 +1,4 @@
-"""The command line: `coserve up | serve | chat | train | jobs | models | top | chips | plan`.
+"""The command line: `coserve up | serve | chat | train | jobs | models | top | report | chips | plan`.
 
 One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
 quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import chat, chips, jobs, models, plan, serve, top, train, up
+from coserve.cli import chat, chips, jobs, models, plan, report, serve, top, train, up
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.command()(train.train)
 app.add_typer(jobs.app, name="jobs")
 app.command()(models.models)
 app.command()(top.top)
+app.command()(report.report)
 app.command()(chips.chips)
 app.command()(plan.plan)
 
