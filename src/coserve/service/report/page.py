@@ -52,7 +52,7 @@ def _page(report: Report, pictures: Sequence[str]) -> str:
     ]
     for name, columns, cells in rows.tables(report):
         parts += [f"<h2>{text(name)}</h2>", table(columns, cells)]
-    parts += ["<h2>Day by day</h2>", *pictures] if pictures else []
+    parts += ["<h2>Pictures</h2>", *pictures] if pictures else []
     parts.append(
         "<footer>By coserve report. Tokens are those that were delivered; cached ones are part of the input. Revenue "
         "is the sum of the bill's rows, each rounded to a billionth of a dollar. Chips cost their recorded seconds "
@@ -88,7 +88,6 @@ def _days_axis(report: Report, axis: Any) -> None:
     locator.intervald[3] = [1, 2, 3, 7, 14]
     axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    axis.grid(False, axis="x")
 
 
 def _revenue(report: Report, axis: Any) -> None:
@@ -125,5 +124,5 @@ def _bars(uses: Sequence[Use], axis: Any) -> None:
     training = [usd(use.training_revenue) for use in shown]
     axis.barh(names, training, left=inference, color=TRAINING, height=0.6, label="training")
     axis.set_xlabel("USD")
-    axis.grid(False, axis="y")
+    axis.margins(x=0.05)
     legend_above(axis)

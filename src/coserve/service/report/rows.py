@@ -80,7 +80,7 @@ def dollars(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     sign = "-" if value < 0 else ""
-    return f"{sign}${abs(value):,.2f}" if abs(value) >= 1 or not value else f"{sign}${abs(value):.4g}"
+    return f"{sign}${abs(value):,.2f}" if abs(value) >= 1 or not value else f"{sign}${abs(value):.3g}"
 
 
 def percent(share: float | None) -> str:
