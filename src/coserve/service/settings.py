@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(default=512 * MIB, gt=0)  # of an uploaded file
     max_choices: int = Field(default=256, gt=0)  # completions that one HTTP request may ask for
     drain_seconds: float = Field(default=8.0, ge=0)  # how long running replies may still take at shutdown
+    usage_days: int = Field(default=62, ge=32)  # after which single rows of the bill are summed by day
+    chip_price: float | None = Field(default=None, ge=0)  # USD an hour of a chip; None: unknown
 
     @field_validator("api_key", "database_url")
     @classmethod
