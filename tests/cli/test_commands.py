@@ -30,7 +30,7 @@ def test_help_needs_neither_torch_nor_httpx():
 
 
 def test_every_command_has_help(run):
-    for command in ("up", "serve", "chat", "train", "jobs", "batches", "models", "top", "chips"):
+    for command in ("up", "serve", "chat", "train", "jobs", "batches", "models", "top", "report", "chips"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import batches, chat, chips, jobs, keys, models, plan, projects, serve, top, train, up
+from coserve.cli import batches, chat, chips, jobs, keys, models, plan, projects, report, serve, top, train, up
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(batches.app, name="batches")
 app.command()(models.models)
 app.command()(top.top)
+app.command()(report.report)
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.command()(chips.chips)

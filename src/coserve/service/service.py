@@ -78,7 +78,7 @@ class Service:
             limits = open_store(self.settings.limits_url)
             await limits.open()
             stack.push_async_callback(limits.close)
-            self.ledger = Ledger(self.database, home / "ledger")
+            self.ledger = Ledger(self.database, home / "ledger", keep_days=self.settings.usage_days)
             await self.ledger.open()
             stack.push_async_callback(self.ledger.close)
             self.admission = Admission(

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import Request
 
 from coserve.errors import InvalidRequest
-from coserve.service.admin.bill import SECONDS, Totals, Width, totals
 from coserve.service.admin.grouping import Wanted
 from coserve.service.admin.queries import many, moment
 from coserve.service.ids import now
+from coserve.service.ledger.totals import SECONDS, Totals, Width, totals
 from coserve.service.paging import limit_of
 
 

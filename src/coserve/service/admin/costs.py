@@ -7,11 +7,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from coserve.service.admin.bill import Totals
 from coserve.service.admin.buckets import Buckets, groups, page_object
 from coserve.service.admin.desk import desk_of
 from coserve.service.admin.grouping import Wanted
 from coserve.service.admin.queries import choice, many, only
+from coserve.service.ledger.totals import Totals
 from coserve.service.money import usd
 
 GROUPS = ("project_id", "api_key_id", "line_item", "tier")

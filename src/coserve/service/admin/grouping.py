@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from coserve.service.admin.bill import SUMS, Totals
+from coserve.service.ledger.days import SUMS
+from coserve.service.ledger.totals import Totals
 from coserve.service.tiers import BATCH
 
 Group = Mapping[str, str | None]

@@ -7,11 +7,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from coserve.service.admin.bill import Totals, Width
 from coserve.service.admin.buckets import Buckets, groups, page_object
 from coserve.service.admin.desk import desk_of
 from coserve.service.admin.grouping import Wanted
 from coserve.service.admin.queries import choice, flag, many, only
+from coserve.service.ledger.totals import Totals, Width
 
 WIDTHS: dict[str, tuple[Width, int, int]] = {"1m": ("minute", 60, 1440), "1h": ("hour", 24, 168), "1d": ("day", 7, 31)}
 """A bucket's width; how many there are by default, and at most."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -53,6 +52,7 @@ class Ledger:
         self._clock = clock
         self._lines: set[Line] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._rolling_up = asyncio.Lock()
 
     async def open(self) -> None:
         """Recover what an earlier process left, write it, and go on writing. Raises `OSError` for the directory."""
@@ -72,11 +72,10 @@ class Ledger:
         """End the lines that are still open as interrupted, and write all; what cannot be written stays on disk."""
         for line in list(self._lines):
             line.close(INTERRUPTED)
-        await self._writer.drain()  # before the writer is cancelled: a transaction broken off may keep its lock
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        async with self._writer.busy, self._rolling_up:  # never in the middle of a transaction
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if not await self._writer.drain():
             log.warning("the bill is not complete in the database: the next start on this home will complete it")
         self._meter.close()
@@ -116,7 +115,8 @@ class Ledger:
     async def _roll_up_hourly(self) -> None:
         while True:
             try:
-                await roll_up(self._database, self._clock(), self._keep_days)
+                async with self._rolling_up:
+                    await roll_up(self._database, self._clock(), self._keep_days)
             except Exception as error:  # the next hour tries again
                 log.warning("old usage could not be summed by day (%s)", type(error).__name__)
             await asyncio.sleep(HOUR)
