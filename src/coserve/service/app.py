@@ -49,6 +49,7 @@ ROUTES = [
     Route("/health", operations.health),
     Route("/metrics", operations.metrics),
     Route("/coserve/stats", operations.stats),
+    Route("/coserve/upstreams", operations.upstreams),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -16,11 +17,14 @@ from coserve.errors import InvalidRequest
 from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
-from coserve.service.bodies import parse, unsupported
+from coserve.service.auth.keys import Key
+from coserve.service.bodies import parse_json, read_body, unsupported
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import CompletionLogprobs
 from coserve.service.sampling import SamplingBody, check_choices, choices
 from coserve.service.sse import DONE, dumps, event
+from coserve.service.upstreams.answering import answer
+from coserve.service.upstreams.asking import Asking
 
 if TYPE_CHECKING:
     from coserve.service.service import Service
@@ -62,8 +66,17 @@ class CompletionBody(SamplingBody):
 
 async def create_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
-    body = await parse(http, CompletionBody)
-    service.check_model(body.model, key_of(http))
+    raw = await read_body(http, service.settings.max_body_bytes)
+    body = parse_json(raw, CompletionBody)
+    here = partial(_complete_here, service, key_of(http), body)
+    if not service.upstreams.serves(body.model):
+        return await here()
+    asking = Asking.of("completions", raw, body, body.prompt, body.max_tokens)
+    return await answer(service, key_of(http), asking, body.service_tier, here)
+
+
+async def _complete_here(service: Service, key: Key, body: CompletionBody) -> Response:
+    service.check_model(body.model, key)
     body.refuse_unsupported()
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling(service.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs)
@@ -82,7 +95,7 @@ async def create_completion(http: HTTPRequest) -> Response:
         body.service_tier,
         param="prompt",
     )
-    passage = service.admission.passage(key_of(http), wish)
+    passage = service.admission.passage(key, wish)
     echoes = await service.offload(size, _echoes, service, body, prompts)
     requests = choices(prompts, params, body.model, n, passage)
     return Completion(service, body, prompts, requests, echoes, passage).response(body.stream)

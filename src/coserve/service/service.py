@@ -21,6 +21,8 @@ from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
 from coserve.service.settings import Settings
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
+from coserve.service.upstreams.overflow import Overflow
+from coserve.service.upstreams.pool import Upstreams, read_pool
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
@@ -39,6 +41,7 @@ class Service:
     tiers: Tiers
     ledger: Ledger
     admission: Admission
+    upstreams: Upstreams
     mailbox: Mailbox
     database: Database
     jobs: Jobs
@@ -49,6 +52,7 @@ class Service:
         self.metrics = Metrics(engine)
         self.started_at = now()
         self.new_key: str | None = None
+        self.overflow = Overflow(engine.stats)
         self.sampling_defaults = sampling_defaults(engine)
         self._training = training
         self._open = AsyncExitStack()
@@ -69,6 +73,9 @@ class Service:
             limits = open_store(self.settings.limits_url)
             await limits.open()
             stack.push_async_callback(limits.close)
+            self.upstreams = read_pool(self.settings.upstreams, home)
+            await self.upstreams.open(limits, self.metrics)
+            stack.push_async_callback(self.upstreams.close)
             self.ledger = Ledger(self.database, home / "ledger")
             await self.ledger.open()
             stack.push_async_callback(self.ledger.close)
@@ -93,8 +100,10 @@ class Service:
         await self._open.aclose()
 
     def models(self, key: Key) -> list[str]:
-        """The models that the key may use: the base model, and those that its project has made."""
-        return [name for name in self.engine.models() if self._may_use(key, name)]
+        """The models that the key may use: the base model, those that its project has made, and upstreams'."""
+        here = [name for name in self.engine.models() if self._may_use(key, name)]
+        elsewhere = [name for name in self.upstreams.models() if name not in here]
+        return [name for name in (*here, *elsewhere) if self.admission.opens(key, name)]
 
     def check_model(self, name: str, key: Key) -> None:
         """Raises `ModelNotFound` unless `name` is served, and to this key."""

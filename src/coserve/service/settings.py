@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     api_key: str | None = Field(default=None, repr=False)  # None: those in the database, one made at first start
     database_url: str | None = Field(default=None, repr=False)  # None: SQLite in `home`
     limits_url: str | None = Field(default=None, repr=False)  # None: this process's memory; redis:// or postgresql://
+    upstreams: Path | None = None  # the file that says which; None: `home`/upstreams.yaml, if it is there
     max_body_bytes: int = Field(default=16 * MIB, gt=0)  # of a JSON body
     max_file_bytes: int = Field(default=512 * MIB, gt=0)  # of an uploaded file
     max_choices: int = Field(default=256, gt=0)  # completions that one HTTP request may ask for

@@ -50,8 +50,13 @@ class Admission:
         self._check_context(terms, wish)
         return Passage(self, key, terms, wish, upstream)
 
+    def opens(self, key: Key, model: str) -> bool:
+        """Whether the key may use the model, at its own tier."""
+        allowed = _allowed(key, self.tiers.terms(key.tier or self.tiers.highest, None))
+        return "*" in allowed or model in allowed
+
     def _check_model(self, key: Key, terms: Terms, model: str) -> None:
-        allowed = terms.goals.models if key.models is None else key.models
+        allowed = _allowed(key, terms)
         if "*" not in allowed and model not in allowed:
             raise ModelNotFound(
                 f"The model {model!r} is not open to this key; it may use {', '.join(allowed) or 'none'}.",
@@ -82,6 +87,10 @@ class Admission:
             amount = used.cost if budget else by_unit["requests" if "requests" in limit.key else "tokens"]
             await self.limits.preset(limit, amount)
             self._begun.add(limit.key)
+
+
+def _allowed(key: Key, terms: Terms) -> tuple[str, ...]:
+    return terms.goals.models if key.models is None else key.models
 
 
 def month_began() -> int:
