@@ -24,6 +24,7 @@ def serve(
     protect: options.Protect = None,
     config: options.Config = None,
     name: options.Name = None,
+    upstreams: options.Upstreams = None,
     log_level: options.LogLevel = None,
 ) -> None:
     """Serve MODEL over the OpenAI API; fine-tuning jobs train on the same engine."""
@@ -39,6 +40,7 @@ def serve(
         api_key=api_key,
         protect=protect,
         name=name,
+        upstreams=upstreams,
         log_level=log_level,
     )
     if model is None and settings.model == "builtin" and config is None:

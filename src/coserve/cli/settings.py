@@ -33,6 +33,10 @@ Protect = Annotated[
     ),
 ]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of these options.")]
+Upstreams = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Other servers behind this one (default: upstreams.yaml in the home directory)."),
+]
 Name = Annotated[str | None, typer.Option(help="Model name that clients use (default: the model's own).")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error"] | None, typer.Option(help="How much to log (default info).")
@@ -52,6 +56,7 @@ class ServeSettings:
     protect: float | Literal["goals"] = 1.10
     name: str | None = None
     log_level: str = "info"
+    upstreams: Path | None = None
 
     def __post_init__(self) -> None:
         _check("port", self.port, isinstance(self.port, int) and 0 <= self.port <= 65535, "between 0 and 65535")
@@ -79,6 +84,8 @@ def serve_settings(config: Path | None = None, **options: Any) -> ServeSettings:
     }
     if "home" in given or config is not None:
         given["home"] = home_directory(given.get("home"))
+    if "upstreams" in given:
+        given["upstreams"] = Path(given["upstreams"]).expanduser()
     if "protect" in given:
         given["protect"] = _protect(given["protect"])
     return ServeSettings(**given)
@@ -90,7 +97,7 @@ def _check(option: str, value: object, ok: bool, wanted: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    names = {"home": "COSERVE_HOME", "api_key": "COSERVE_API_KEY"}
+    names = {"home": "COSERVE_HOME", "api_key": "COSERVE_API_KEY", "upstreams": "COSERVE_UPSTREAMS"}
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
 
 

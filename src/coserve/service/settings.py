@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +35,11 @@ class Settings(BaseSettings):
     @classmethod
     def _nothing_is_none(cls, value: str | None) -> str | None:
         return (value or "").strip() or None  # an empty variable of the environment sets nothing
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _no_path_is_none(cls, value: Any) -> Any:
+        return value or None
 
     @property
     def directory(self) -> Path:
