@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 import pytest
 import torch
@@ -49,8 +50,8 @@ def tokens(outputs) -> list[int]:
 class Collector:
     """Gathers one request's outputs from the engine's thread."""
 
-    def __init__(self, engine: Engine, ids, params=GREEDY, model="tiny"):
-        self.request = Request(tuple(ids), params, model)
+    def __init__(self, engine: Engine, ids, params=GREEDY, model="tiny", **who):
+        self.request = Request(tuple(ids), params, model, **who)
         self.outputs: list[Output] = []
         self.done = threading.Event()
         engine.submit(self.request, self.take)
@@ -90,6 +91,65 @@ def test_preempted_requests_give_the_same_tokens(small):
     assert [tokens(c.wait()) for c in crowd] == alone
     assert small.stats().preemptions > 0
     assert small.stats().kv_blocks_used == 0
+
+
+@pytest.mark.parametrize(
+    ("protect", "max_num_seqs", "kv_cache_tokens"), [(1.1, 2, 1024), (1.1, 4, 160), (1.0, 2, 160), ("goals", 3, 240)]
+)
+def test_parked_and_preempted_requests_of_any_priority_give_the_same_tokens(
+    checkpoint, protect, max_num_seqs, kv_cache_tokens
+):
+    config = EngineConfig(
+        protect=protect,
+        max_num_seqs=max_num_seqs,
+        kv_cache_tokens=kv_cache_tokens,
+        max_batch_tokens=32,
+        train_tokens=64,
+    )
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        prompts = [prompt(20 + 9 * seed, seed) for seed in range(6)]
+        alone = [tokens(engine.generate(p, GREEDY)) for p in prompts]
+        crowd, parked = [], 0
+        for number, ids in enumerate(prompts):  # each one comes while those before it run, and goes before them
+            crowd.append(Collector(engine, ids, priority=number))
+            while not crowd[-1].outputs:
+                parked = max(parked, engine.stats().requests_parked)
+        assert [tokens(c.wait()) for c in crowd] == alone
+        stats = engine.stats()
+        assert parked or stats.preemptions
+        assert stats.kv_blocks_used == stats.requests_parked == stats.requests_waiting == 0
+
+
+def test_a_request_that_waits_too_long_ends_with_unavailable(checkpoint):
+    config = EngineConfig(max_num_seqs=1, kv_cache_tokens=512)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        first = Collector(engine, prompt(5), SamplingParams(temperature=0, ignore_eos=True))
+        second = Collector(engine, prompt(5), queue_seconds=0.001)
+        (output,) = second.wait()
+        assert output.finish_reason == "error" and isinstance(output.error, Unavailable)
+        assert "0.001 seconds" in output.error.message
+        assert engine.stats().requests_expired == 1
+        engine.cancel(first.request.id)
+        first.wait()
+
+
+def test_a_queue_full_of_lower_priorities_keeps_no_higher_one_out(checkpoint):
+    config = EngineConfig(max_waiting=2, max_num_seqs=1, kv_cache_tokens=512)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        params = SamplingParams(temperature=0, ignore_eos=True)
+        crowd = [Collector(engine, prompt(20), params)]
+        while not crowd[0].outputs:
+            pass
+
+        def flood() -> None:
+            for _ in range(4):
+                crowd.append(Collector(engine, prompt(20), params))
+
+        with pytest.raises(Unavailable, match="queue is full"):
+            flood()
+        assert len(Collector(engine, prompt(9), priority=1).wait()) == 24
+        for one in crowd:
+            engine.cancel(one.request.id)
 
 
 def test_a_seed_gives_the_same_tokens_again_in_any_company(engine):
@@ -228,25 +288,52 @@ def test_predictions_are_compared_with_what_steps_took(engine):
     assert stats.mbu > 0
 
 
-def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(checkpoint):
-    chip = Chip("slow", "float32", bandwidth=1e9, flops=1e8)
+def slow_engine(checkpoint, config: EngineConfig) -> Engine:
+    """An engine that believes to be on a slow chip, and is stepped by nobody."""
     engine = Engine(
         Decoder.from_directory(checkpoint, dtype=torch.float32),
         Tokenizer.from_directory(checkpoint),
         "tiny",
-        roofline=Roofline(chip),
-        config=EngineConfig(itl_goal=0.1, kv_cache_tokens=4096),
+        roofline=Roofline(Chip("slow", "float32", bandwidth=1e9, flops=1e8)),
+        config=config,
     )
     engine.estimator.corrections.clear()  # what this machine is like does not matter here
-    assert engine._max_tokens() == engine.config.max_batch_tokens, "nobody waits"
+    return engine
+
+
+def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(checkpoint):
+    engine = slow_engine(checkpoint, EngineConfig(itl_goal=0.1, kv_cache_tokens=4096))
+    assert engine._max_tokens(0.0) == engine.config.max_batch_tokens, "nobody waits"
     request = engine._activate(Request(prompt(9), GREEDY, "tiny"), lambda output: None)
     request.computed = 9
     request.tokens.append(5)
     engine.scheduler.running.append(request)
-    limit = engine._max_tokens()
+    limit = engine._max_tokens(0.0)
 
     def seconds(rows: int) -> float:
         return engine._predictor.decoding_seconds(1, 10, rows)
 
     assert 17 < limit < engine.config.max_batch_tokens
     assert seconds(limit) <= 0.1 < seconds(limit + 1)
+
+
+def test_steps_stay_short_while_a_higher_priority_is_expected(checkpoint):
+    engine = slow_engine(checkpoint, EngineConfig(itl_goal=0.1, kv_cache_tokens=4096))
+    engine.scheduler.add(engine._activate(Request(prompt(200), GREEDY, "tiny"), lambda output: None))
+    engine.scheduler.plan(1, 0.0)
+    most = engine.config.max_batch_tokens
+    assert engine._max_tokens(100.0) == most
+    engine._last_seen[5] = 95.0
+    assert engine._predictor.decoding_seconds(0, 0, engine._max_tokens(100.0)) <= 0.1
+    assert engine._max_tokens(106.0) == most, "none came for ten seconds"
+
+
+def test_training_waits_for_the_deadlines_of_the_highest_priority_only(checkpoint):
+    engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
+    now = time.perf_counter()
+    for who in ({"priority": 1, "itl_goal": 5.0}, {"itl_goal": 0.1}):
+        request = engine._activate(Request(prompt(9), GREEDY, "tiny", **who), lambda output: None)
+        engine.scheduler.add(request)
+        request.last_token = now
+    plan = engine._plan(now)
+    assert 4.0 < engine._allowance(plan, 0.5) <= 4.5

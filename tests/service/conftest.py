@@ -12,6 +12,7 @@ import pytest
 from coserve.service import Server, Settings
 from tests.service.fake_engine import FakeEngine
 from tests.service.fake_training import TRAINING
+from tests.service.servers import postgres_server, postgres_url, redis_server, redis_url  # noqa: F401
 
 KEY = "sk-cs-a-key-for-tests"
 

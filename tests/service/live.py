@@ -1,6 +1,6 @@
 """A server in a process of its own, to be killed: `python -m tests.service.live MODEL HOME PORT`.
 
-With "fake" for MODEL the engine and the trainer are the tests' own.
+With "fake" for MODEL the engine and the trainer are the tests' own; "fake-slow" takes its time over long answers.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ def main(model: str, home: str, port: str) -> None:
     from tests.service.fake_training import TRAINING
 
     settings = Settings(home=Path(home), port=int(port), api_key=KEY, drain_seconds=1)
-    if model == "fake":
-        server = Server(settings, FakeEngine, training=TRAINING)
+    if model.startswith("fake"):
+        engine = FakeEngine()
+        if model == "fake-slow":
+            engine.answer, engine.delay = "abcde" * 60, 0.003
+        server = Server(settings, lambda: engine, training=TRAINING)
     else:
         import torch
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from coserve.engine.config import EngineConfig
 from coserve.engine.request import Output, Request
 from coserve.kernels import LoraLayer
 from coserve.models.detokenizer import Detokenizer
@@ -22,7 +23,10 @@ class Sampled:
 
 
 class ActiveRequest:
-    """A request that was admitted or waits for it. `computed`: the tokens whose keys and values are in the cache."""
+    """A request that was admitted or waits for it.
+
+    `computed`: the tokens whose keys and values are in the cache. `rank`: its priority, and what waiting has added.
+    """
 
     def __init__(
         self,
@@ -41,6 +45,10 @@ class ActiveRequest:
         self.stop_ids = stop_ids
         self.on_output = on_output
         self.arrived = arrived
+        self.priority, self.share = request.priority, request.share
+        self.rank = request.priority
+        self.admitted = False  # once is enough
+        self.last_turn = arrived  # when a step last gave it a token, or it was admitted
         self.tokens = list(request.prompt)
         self.prompt_tokens = len(request.prompt)
         self.computed = 0
@@ -60,6 +68,15 @@ class ActiveRequest:
     @property
     def decoding(self) -> bool:
         return self.remaining == 1 and self.completion_tokens > 0
+
+    def due(self, config: EngineConfig) -> float:
+        """When its next token is due, by its own goals or else the configuration's."""
+        if self.last_token is None:
+            return self.arrived + (self.request.ttft_goal or config.ttft_goal)
+        return self.last_token + self.itl_goal(config)
+
+    def itl_goal(self, config: EngineConfig) -> float:
+        return self.request.itl_goal or config.itl_goal
 
     def append(self, token: int) -> str | None:
         """Take a sampled token; returns the finish reason that follows from the token itself, if any."""

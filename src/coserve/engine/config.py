@@ -12,19 +12,20 @@ Protect = float | Literal["goals"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Limits of one engine, and how far training may slow inference.
+    """Limits of one engine, and how far lower priorities and training may slow the highest priority.
 
-    `protect`: a factor (1.10: training may slow tokens by at most a tenth; 1.0: it runs only while nobody is served),
-    or "goals": training may use all the time up to the TTFT and ITL goals.
+    `protect`: a factor (1.10: they may slow its tokens by at most a tenth; 1.0: they run only while nobody of a higher
+    priority does), or "goals": they may use all the time up to its TTFT and ITL goals.
     """
 
     max_num_seqs: int = 64  # requests in a batch
     max_batch_tokens: int = 256  # tokens in a step: the largest chunk of a prompt
-    max_waiting: int = 1024  # requests in the queue; more are refused
+    max_waiting: int = 1024  # requests of the same or a higher priority in the queue; more are refused
     kv_cache_tokens: int | None = None  # None: a quarter of the free memory, at most 4 GiB
     protect: Protect = 1.10
     ttft_goal: float = 1.0  # seconds
     itl_goal: float = 0.1  # seconds; while others wait for their next token, prompts are cut to keep to it
+    aging_seconds: float = 30.0  # a priority passed over for so long rises by one
     train_tokens: int = 4096  # the largest micro-batch that background work may hold
 
     def __post_init__(self) -> None:
@@ -36,3 +37,5 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_batch_tokens", "max_waiting", "train_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least 1.", param=name)
+        if not self.aging_seconds > 0:
+            raise InvalidRequest(f"aging_seconds is {self.aging_seconds!r}; it must be above 0.", param="aging_seconds")

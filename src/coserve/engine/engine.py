@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +21,13 @@ from coserve.engine.background_queue import BackgroundQueue
 from coserve.engine.batch import Batch, Ride, Segment
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.config import EngineConfig
+from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
+from coserve.engine.protection import Protection
 from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
 from coserve.engine.sampler import sample
 from coserve.engine.scheduler import Scheduler
+from coserve.engine.search import largest
 from coserve.engine.slack import SlackAccount
 from coserve.engine.stats import Counters, EngineStats
 from coserve.errors import (
@@ -51,6 +55,7 @@ _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
 _MAX_CACHE_BYTES = 4 << 30
+_EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
 class Engine:
@@ -84,12 +89,15 @@ class Engine:
         self.max_context = min(decoder.max_positions, serving * BLOCK_SIZE)
         factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
         self._slack = SlackAccount(factor)
+        self._protection = Protection(self.config, self._predictor)
+        self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
         self._background = BackgroundQueue(self.estimator)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._submitted = 0  # requests handed over but not yet in the scheduler; guarded by _lock
+        # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
+        self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stopping = False
         self._warm_up()
@@ -176,11 +184,14 @@ class Engine:
         with self._lock:
             if self._stopping:
                 raise Unavailable("the engine is shutting down.")
-            if self._submitted + len(self.scheduler.waiting) >= self.config.max_waiting:
+            # Those of lower priority do not count: a crowd of them keeps nobody out.
+            ahead = self.scheduler.waiting.count_from(request.priority)
+            ahead += sum(count for priority, count in self._submitted.items() if priority >= request.priority)
+            if ahead >= self.config.max_waiting:
                 raise Unavailable(
                     f"the queue is full ({self.config.max_waiting} requests wait already); try again shortly."
                 )
-            self._submitted += 1
+            self._submitted[request.priority] += 1
         self._inbox.put(lambda: self._accept(active))
 
     def cancel(self, request_id: str) -> None:
@@ -253,14 +264,18 @@ class Engine:
     def stats(self) -> EngineStats:
         c, chip = self._counters, self.estimator.roofline.chip
         ttft, itl = c.ttft.recent(0.5, 0.99), c.itl.recent(0.5, 0.99)
+        with self._lock:
+            submitted = self._submitted.total()
         return EngineStats(
             chip=chip.name,
             chip_bandwidth=chip.bandwidth,
             chip_flops=chip.flops,
             requests_running=len(self.scheduler.running),
-            requests_waiting=len(self.scheduler.waiting) + self._submitted,
+            requests_waiting=len(self.scheduler.waiting) - len(self.scheduler.parked) + submitted,
+            requests_parked=len(self.scheduler.parked),
             requests_finished=c.finished,
             requests_cancelled=c.cancelled,
+            requests_expired=c.expired,
             prompt_tokens=c.prompt_tokens,
             output_tokens=c.output_tokens,
             training_tokens=c.training_tokens,
@@ -307,6 +322,7 @@ class Engine:
     def _loop(self) -> None:
         while not self._stopping:
             self._read_inbox()
+            self._expire()
             try:
                 if self.scheduler.has_work:
                     self.step()
@@ -319,46 +335,60 @@ class Engine:
             self._finish(request, "cancelled")
 
     def step(self) -> None:
-        """One forward pass: decode, prefill and train segments together; then the slack."""
-        plan = self.scheduler.plan(self._max_tokens())
-        segments = [segment for _, segment in plan]
-        alone = self._predictor.seconds(segments)
-        ride = self._ride(segments, alone)
-        seconds, sampled = self._run(plan, ride, alone)
+        """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
+        plan = self._plan(time.perf_counter())
+        whole = plan.alone + plan.grown
+        ride = self._ride(plan)
+        seconds, sampled = self._run(plan, ride, whole)
         self._settle(plan, sampled)
-        self._use_slack(min(alone, seconds))
+        self._use_slack(plan, min(whole, seconds))
 
-    def _max_tokens(self) -> int:
+    def _plan(self, now: float) -> Plan:
+        plan = self.scheduler.plan(self._max_tokens(now), now)
+        for request, length in self._protection.riders(plan, now):
+            self.scheduler.take(plan, request, length, now)
+        plan.arrange()
+        for request in self.scheduler.running:
+            self._last_seen[request.priority] = now
+        return plan
+
+    def _max_tokens(self, now: float) -> int:
         """Tokens of the next step: beside requests that decode, as long chunks of prompts as the ITL goal allows.
 
-        Where decoding alone misses the goal, a chunk may take as long again: else prompts would hardly move.
+        Where decoding alone misses the goal, a chunk may take as long again: else prompts would hardly move. Steps are
+        kept as short when nobody decodes but requests of a higher priority came lately: the next one to come waits for
+        one such step at most, not for the longest one.
         """
-        waiting, most = self.scheduler.decoding(), self.config.max_batch_tokens
-        if not waiting:
+        foremost, most = self.scheduler.foremost(), self.config.max_batch_tokens
+        waiting = [r for r in foremost if r.decoding]
+        if not waiting and not self._higher_expected(foremost, now):
             return most
         context = sum(len(r.tokens) for r in waiting)
 
         def seconds(rows: int) -> float:
             return self._predictor.decoding_seconds(len(waiting), context, rows)
 
-        goal = max(self.config.itl_goal, 2 * seconds(len(waiting)))
-        return _largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
+        own = min((r.itl_goal(self.config) for r in waiting), default=self.config.itl_goal)
+        goal = max(own, 2 * seconds(len(waiting)))
+        return largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
 
-    def _run(
-        self, plan: Sequence[tuple[ActiveRequest, Segment]], ride: Ride | None, alone: float
-    ) -> tuple[float, list[Sampled]]:
+    def _higher_expected(self, foremost: Sequence[ActiveRequest], now: float) -> bool:
+        """Whether requests of a higher priority than these ran within the last seconds."""
+        highest = max((r.priority for r in foremost), default=0)
+        return any(p > highest and now - seen < _EXPECTED_SECONDS for p, seen in self._last_seen.items())
+
+    def _run(self, plan: Plan, ride: Ride | None, whole: float) -> tuple[float, list[Sampled]]:
         """The pass and the sampling; returns the seconds they took and a token for each segment that asked."""
         started = time.perf_counter()
-        segments = [segment for _, segment in plan]
-        batch = Batch.of([*segments, *(ride.segments if ride else ())])
+        batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
         with torch.inference_mode():
             hidden = self._forward(batch, ride)
-            asking = [request for request, segment in plan if segment.sample]
+            asking = [request for request, segment in plan.chosen if segment.sample]
             sampled = sample(self.decoder.logits(hidden[batch.logit_rows]), asking) if asking else []
         if ride is not None:
             self._background.rode(ride)
         seconds = time.perf_counter() - started
-        self._account(batch, ride, alone, seconds)
+        self._account(batch, ride, whole, seconds)
         return seconds, sampled
 
     def _forward(self, batch: Batch, ride: Ride | None) -> torch.Tensor:
@@ -371,23 +401,23 @@ class Engine:
 
         return self.decoder.forward(batch.token_ids, batch.layout, self.cache, batch.adapters, keep)
 
-    def _account(self, batch: Batch, ride: Ride | None, alone: float, seconds: float) -> None:
-        """Compare with the prediction, and book the time to inference and to training."""
+    def _account(self, batch: Batch, ride: Ride | None, whole: float, seconds: float) -> None:
+        """Compare with the prediction, and book the time to inference (predicted: `whole`) and to training."""
         c = self._counters
         c.predicted, c.measured = self._predictor.batch_seconds(batch), seconds
         self._predictor.observe(batch, seconds)
         c.steps += 1
         if all(segment.kind == "decode" for segment in batch.segments):
             c.mbu += 0.05 * (self._predictor.mbu(batch, seconds) - c.mbu)
-        extra = seconds * max(0.0, 1 - alone / c.predicted) if ride is not None else 0.0
+        extra = seconds * max(0.0, 1 - whole / c.predicted) if ride is not None else 0.0
         self._slack.spend(extra)
         c.training_seconds += extra
         c.inference_seconds += seconds - extra
 
-    def _settle(self, plan: Sequence[tuple[ActiveRequest, Segment]], sampled: Sequence[Sampled]) -> None:
+    def _settle(self, plan: Plan, sampled: Sequence[Sampled]) -> None:
         """Move every request on by what was computed and chosen, and tell the callers."""
         now, tokens = time.perf_counter(), iter(sampled)
-        for request, segment in plan:
+        for request, segment in plan.chosen:
             request.computed += len(segment.tokens)
             if segment.kind == "prefill":
                 self._counters.prompt_tokens += len(segment.tokens)
@@ -446,41 +476,42 @@ class Engine:
 
     # ---- the slack --------------------------------------------------------------------------------------------
 
-    def _ride(self, segments: Sequence[Segment], alone: float) -> Ride | None:
-        """As many train tokens as the slack of this step pays for; prompts leave none, as they wait for arithmetic."""
-        if not self._background or self.scheduler.backlog:
+    def _ride(self, plan: Plan) -> Ride | None:
+        """As many train tokens as the slack of this step pays for.
+
+        Prompts leave none, as they wait for arithmetic; nor do lower priorities that got less than they could use.
+        """
+        if not self._background or self.scheduler.backlog or plan.short:
             return None
-        budget = alone + self._allowance(alone)
+        segments, whole = plan.segments(), plan.alone + plan.grown
+        budget = whole + self._allowance(plan, whole)
         most = self.config.max_batch_tokens - sum(len(s.tokens) for s in segments)
-        return self._background.ride(_largest(0, most, lambda rows: self._predictor.seconds(segments, rows) <= budget))
+        return self._background.ride(largest(0, most, lambda rows: self._predictor.seconds(segments, rows) <= budget))
 
-    def _allowance(self, alone: float) -> float:
-        """Seconds by which this step may grow for training's sake."""
+    def _allowance(self, plan: Plan, whole: float) -> float:
+        """Seconds by which a step of `whole` seconds may grow for training's sake: what protects the highest priority
+        from lower ones, less what these took."""
         if self.config.protect != "goals":
-            return (self._slack.factor - 1) * alone
+            return max(0.0, (self._slack.factor - 1) * plan.alone - plan.grown)
         now = time.perf_counter()
-        deadlines = [
-            request.arrived + self.config.ttft_goal
-            if request.last_token is None
-            else request.last_token + self.config.itl_goal
-            for request in (*self.scheduler.running, *self.scheduler.waiting)
-        ]
-        return max(0.0, min(deadlines, default=now) - now - alone)
+        first = min((request.due(self.config) for request in self.scheduler.protected()), default=now)
+        return max(0.0, first - now - whole)
 
-    def _use_slack(self, alone: float) -> None:
-        """After a step of `alone` seconds of inference: slices, while the account pays for them."""
+    def _use_slack(self, plan: Plan, whole: float) -> None:
+        """After a step of `whole` seconds of inference: slices, while the account pays for them."""
         if not self._background or self._stopping:
             return
         if self.config.protect == "goals":
-            until = time.perf_counter() + 0.9 * self._allowance(alone)
+            until = time.perf_counter() + 0.9 * (0.0 if plan.short else self._allowance(plan, whole))
             while (left := until - time.perf_counter()) > 0 and self._run_slice(left):
                 pass
             return
+        self._slack.spend(plan.grown)
         smallest = self._background.smallest()
         if smallest is None:
             return
-        budget = self._slack.earn(alone, smallest)
-        if self.scheduler.backlog:
+        budget = self._slack.earn(whole, smallest)
+        if self.scheduler.backlog or plan.short:
             return
         while smallest is not None and budget >= smallest:
             spent = self._run_slice(budget, at_least_one=True)
@@ -545,7 +576,7 @@ class Engine:
 
     def _accept(self, request: ActiveRequest) -> None:
         with self._lock:
-            self._submitted -= 1
+            self._submitted[request.request.priority] -= 1
         self._requests[request.request.id] = request
         self.scheduler.add(request)
         own = self._predictor.seconds([Segment("prefill", request.tokens, 0, (), sample=True)])
@@ -556,6 +587,14 @@ class Engine:
         if request is not None:
             self._counters.cancelled += 1
             self._finish(request, "cancelled")
+
+    def _expire(self) -> None:
+        """End the requests that were not admitted within their time."""
+        for request in self.scheduler.waiting.expired(time.perf_counter()):
+            if request.request.id in self._requests:
+                self._counters.expired += 1
+                told = f"The request was not served within {request.request.queue_seconds:g} seconds; try again later."
+                self._finish(request, "error", Unavailable(told))
 
     def _finish(self, request: ActiveRequest, reason: str, error: CoserveError | None = None) -> None:
         self._send(request, request.detokenizer.flush() if error is None else "", reason, error=error)
@@ -606,11 +645,3 @@ class Engine:
                 hidden = self.decoder.forward(batch.token_ids, batch.layout, self.cache)
                 self.decoder.logits(hidden[batch.logit_rows]).argmax(-1).tolist()
             self._predictor.observe(batch, time.perf_counter() - started)
-
-
-def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number in [low, high] that fits, or `low`; larger ones fit worse."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

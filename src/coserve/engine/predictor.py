@@ -14,6 +14,30 @@ STEP, RIDE = "step", "step with train tokens"
 
 
 @dataclass(frozen=True)
+class Load:
+    """What the cost of a pass depends on."""
+
+    rows: int = 0
+    pairs: int = 0  # of query and key in attention
+    context: int = 0  # cached tokens that attention reads
+    sampled: int = 0
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Load:
+        return cls(
+            sum(len(s.tokens) for s in segments),
+            sum(len(s.tokens) * (s.start + len(s.tokens)) for s in segments),
+            sum(s.start + len(s.tokens) for s in segments),
+            sum(s.sample for s in segments),
+        )
+
+    def plus(self, start: int, length: int, *, sample: bool) -> Load:
+        """With a segment more."""
+        end = start + length
+        return Load(self.rows + length, self.pairs + length * end, self.context + end, self.sampled + sample)
+
+
+@dataclass(frozen=True)
 class Predictor:
     """Seconds of forward passes of one model on one chip."""
 
@@ -22,12 +46,12 @@ class Predictor:
 
     def seconds(self, segments: Sequence[Segment], extra_rows: int = 0) -> float:
         """A pass over these segments and `extra_rows` train tokens."""
+        return self.load_seconds(Load.of(segments), extra_rows)
+
+    def load_seconds(self, load: Load, extra_rows: int = 0) -> float:
         kind = RIDE if extra_rows and RIDE in self.estimator.corrections else STEP
-        rows = sum(len(s.tokens) for s in segments) + extra_rows
-        context = sum(s.start + len(s.tokens) for s in segments)
-        pairs = sum(len(s.tokens) * (s.start + len(s.tokens)) for s in segments)
-        work = self.cost.forward(rows, pairs, context, sum(s.sample for s in segments))
-        return self.estimator.seconds(kind, rows, work)
+        rows = load.rows + extra_rows
+        return self.estimator.seconds(kind, rows, self.cost.forward(rows, load.pairs, load.context, load.sampled))
 
     def decoding_seconds(self, requests: int, context: int, rows: int) -> float:
         """A pass over `rows` rows, in which so many requests decode with `context` cached tokens together."""

@@ -59,12 +59,29 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to continue with a model: the base model's name or an adapter's."""
+    """A prompt to continue with a model: the base model's name or an adapter's.
+
+    Higher priorities go first; those of one priority share the chip by their weights, whoever asks for more.
+
+    Raises `InvalidRequest` with `param` for a value out of its range.
+    """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     model: str
     id: str = field(default_factory=lambda: f"req-{uuid.uuid4().hex}")
+    priority: int = 0
+    share: str = ""  # on whose account it runs
+    weight: float = 1.0  # of the share, among those of its priority
+    ttft_goal: float | None = None  # seconds; None: the engine's
+    itl_goal: float | None = None  # seconds; None: the engine's
+    queue_seconds: float | None = None  # not admitted until then, it ends with `Unavailable`; None: it waits
+
+    def __post_init__(self) -> None:
+        _check(self.weight > 0 and math.isfinite(self.weight), "weight", self.weight, "a number above 0")
+        for name in ("ttft_goal", "itl_goal", "queue_seconds"):
+            value = getattr(self, name)
+            _check(value is None or value > 0, name, value, "a number of seconds above 0")
 
 
 @dataclass(frozen=True)

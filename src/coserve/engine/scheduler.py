@@ -1,82 +1,102 @@
-"""Which tokens go into the next step: every running request's, then prompts, oldest first, within the limits."""
+"""Who runs, and which tokens go into the next step: by priority, then by what each share was served."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict
+from collections.abc import Iterable
 
 from coserve.engine.active import ActiveRequest
 from coserve.engine.batch import Segment
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.config import EngineConfig
+from coserve.engine.fairness import TokenCounters
+from coserve.engine.plan import Plan
+from coserve.engine.waiting import WaitingQueue
 
 
 class Scheduler:
     """Owns the waiting and running requests and their blocks.
 
-    A request is admitted when the blocks of its whole prompt are free. Blocks for generated tokens are taken one by
-    one; when none is left, the request that came last gives its blocks back and is computed again later.
+    A request is admitted when there is a seat (`max_num_seqs`) and the blocks of its whole prompt are free. Blocks for
+    generated tokens are taken one by one. Where something is missing, requests of lower priority give way, the lowest
+    first, of equals the latest. One that only gives up its seat is *parked*: it waits with its blocks, and goes on from
+    there. Missing blocks are taken from the parked first; what is lost is computed again later.
+
+    What drives others out is a higher priority, not age; and a request that was admitted on a rank to which it has
+    risen keeps that rank. So nobody is driven out in turns.
     """
 
     def __init__(self, config: EngineConfig, pool: BlockPool):
         self.config, self.pool = config, pool
-        self.waiting: deque[ActiveRequest] = deque()
+        self.counters: defaultdict[int, TokenCounters] = defaultdict(TokenCounters)  # by priority
+        self.waiting = WaitingQueue(config.aging_seconds, self.counters)
         self.running: list[ActiveRequest] = []  # in the order of admission
+        self.parked: list[ActiveRequest] = []  # those of the waiting that keep their blocks
         self.preemptions = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.running or len(self.waiting))
 
     @property
     def backlog(self) -> bool:
         """Whether prompts wait to be computed: then whatever is done besides delays all of them."""
-        return bool(self.waiting) or any(not r.decoding for r in self.running)
+        return bool(len(self.waiting)) or any(not r.decoding for r in self.running)
 
     def add(self, request: ActiveRequest) -> None:
-        self.waiting.append(request)
-
-    def decoding(self) -> list[ActiveRequest]:
-        """The requests that get a token from every step."""
-        return [r for r in self.running if r.decoding]
-
-    def plan(self, max_tokens: int) -> list[tuple[ActiveRequest, Segment]]:
-        """The next step's inference segments, those of one adapter side by side. Takes the blocks they need.
-
-        `max_tokens`: of decoding requests and chunks of prompts together; requests that decode all go along.
-        """
-        chosen: list[tuple[ActiveRequest, Segment]] = []
-        budget = max_tokens
-        for request in self.decoding():
-            if request in self.running and self._grow(request, len(request.tokens)):
-                chosen.append((request, self._segment(request, 1)))
-        # A later request's decode may have been preempted for an earlier one's block after it was chosen.
-        chosen = [(r, s) for r, s in chosen if r in self.running]
-        budget -= len(chosen)
-        for request in [r for r in self.running if not r.decoding]:
-            if budget <= 0:
-                break
-            length = min(request.remaining, budget)
-            chosen.append((request, self._segment(request, length)))
-            budget -= length
-        while budget > 0 and self._admit_next():
-            request = self.running[-1]
-            length = min(request.remaining, budget)
-            chosen.append((request, self._segment(request, length)))
-            budget -= length
-        chosen.sort(key=lambda pair: (pair[1].adapter is not None, pair[0].request.model))
-        return chosen
+        self.counters[request.priority].join(request.share)
+        self.waiting.add(request)
 
     def release(self, request: ActiveRequest) -> None:
         """Forget a request that has ended, wherever it stands."""
         if request in self.running:
             self.running.remove(request)
-        elif request in self.waiting:
+        else:
             self.waiting.remove(request)
+            if request in self.parked:
+                self.parked.remove(request)
         self.pool.give_back(request.blocks)
+        self.counters[request.priority].leave(request.share)
 
-    def _segment(self, request: ActiveRequest, length: int) -> Segment:
+    def foremost(self) -> list[ActiveRequest]:
+        """The running requests of the highest priority, and those that have risen to it."""
+        highest = max((r.priority for r in self.running), default=0)
+        return [r for r in self.running if r.rank >= highest]
+
+    def protected(self) -> list[ActiveRequest]:
+        """Those whose deadlines count: the foremost, and who waits with their priority or a higher one."""
+        highest = max((r.priority for r in self.running), default=None)
+        waiting = (r for r in self.waiting if highest is None or r.priority >= highest)
+        return [*self.foremost(), *waiting]
+
+    def plan(self, max_tokens: int, now: float) -> Plan:
+        """The next step's segments of the highest priority, and who could ride along. Takes the blocks they need.
+
+        `max_tokens`: of decoding requests and chunks of prompts together; requests that decode all go along.
+        """
+        for request in [r for r in self.running if r.decoding]:
+            self._grow(request)
+        self._admit(max_tokens, now)
+        plan = Plan()
+        foremost = self.foremost()
+        prompts = [r for r in foremost if not r.decoding]
+        for request in foremost:
+            if request.decoding:
+                self.take(plan, request, 1, now)
+        budget = max_tokens - len(plan.chosen)
+        for request in prompts:
+            if budget <= 0:
+                break
+            length = min(request.remaining, budget)
+            self.take(plan, request, length, now)
+            budget -= length
+        plan.lower = self._lower(foremost, now)
+        return plan
+
+    def take(self, plan: Plan, request: ActiveRequest, length: int, now: float) -> None:
+        """Put so many of a request's next tokens into the plan, and charge its share for the token it will get."""
         end = request.computed + length
-        return Segment(
+        segment = Segment(
             "decode" if request.decoding else "prefill",
             request.tokens[request.computed : end],
             request.computed,
@@ -84,36 +104,117 @@ class Scheduler:
             request.adapter,
             sample=end == len(request.tokens),
         )
+        if segment.sample:  # a prompt keeps its turn until it is computed
+            self._charge(request, 1)
+            request.last_turn = now
+        plan.chosen.append((request, segment))
 
-    def _admit_next(self) -> bool:
-        if not self.waiting or len(self.running) >= self.config.max_num_seqs:
+    def _lower(self, foremost: list[ActiveRequest], now: float) -> list[ActiveRequest]:
+        """The running requests of lower priorities, whose turn it is first: they rotate."""
+        if len(foremost) == len(self.running):
+            return []
+        ahead = set(map(id, foremost))
+        lower = [r for r in self.running if id(r) not in ahead]
+        for request in lower:
+            if now - request.last_turn >= self.config.aging_seconds:  # the protection of others starves it
+                request.rank, request.last_turn = request.rank + 1, now
+        lower.sort(key=lambda r: (-r.rank, self.counters[r.priority].served(r.share), r.last_turn, r.arrived))
+        return lower
+
+    def _admit(self, max_tokens: int, now: float) -> None:
+        """Admit those whose turn it is, as long as there would be tokens left for them in this step.
+
+        Where there is no place for one that has risen to its turn, a higher priority passes it if that can drive others
+        out; it leaves alone what is free, for which the other one waits.
+        """
+        while self._places():
+            turn = self.waiting.next(now)
+            highest = self.waiting.next(now, self.waiting.highest)
+            if not (
+                self._admit_one(*turn, max_tokens, now)
+                or (turn != highest and self._admit_one(*highest, max_tokens, now, passing=True))
+            ):
+                return
+
+    def _places(self) -> bool:
+        """Whether there may be a seat for somebody; cheap, as it is asked in every step."""
+        if not len(self.waiting):
             return False
-        request = self.waiting[0]
-        # One block more than the prompt's, unless it is alone, so that it is not preempted at its first token.
-        spare = 1 if self.running else 0
-        if self.pool.free < blocks_for(len(request.tokens)) + spare:
+        return len(self.running) < self.config.max_num_seqs or any(r.rank < self.waiting.highest for r in self.running)
+
+    def _admit_one(
+        self, request: ActiveRequest, rank: int, max_tokens: int, now: float, *, passing: bool = False
+    ) -> bool:
+        tokens_before = sum(r.remaining for r in self.running if r.rank >= rank)
+        if tokens_before >= max_tokens or not self._make_way(request, passing):
             return False
-        self.waiting.popleft()
+        if not request.admitted:
+            self._charge(request, request.prompt_tokens)
+        if request in self.parked:
+            self.parked.remove(request)
+        self.waiting.admit(request, rank, now)
+        request.last_turn = now
+        request.blocks += self.pool.take(blocks_for(len(request.tokens)) - len(request.blocks)) or []
         self.running.append(request)
-        request.blocks = self.pool.take(blocks_for(len(request.tokens))) or []
         return True
 
-    def _grow(self, request: ActiveRequest, tokens: int) -> bool:
-        """Make room for `tokens` tokens of a request; False if it was itself preempted for it."""
-        while len(request.blocks) < blocks_for(tokens):
-            taken = self.pool.take(1)
-            if taken:
+    def _make_way(self, request: ActiveRequest, passing: bool) -> bool:
+        """Find a seat and blocks (`passing`: not the free ones). False, and nothing has changed, if that cannot be."""
+        below = sorted((r for r in self.running if r.rank < request.priority), key=_standing, reverse=True)
+        parked = [r for r in self.parked if r is not request]
+        no_seat = passing or len(self.running) >= self.config.max_num_seqs
+        # One block more than the prompt's, unless all others would give way, so that it is not preempted at its first
+        # token.
+        spare = 1 if len(below) < len(self.running) else 0
+        missing = blocks_for(len(request.tokens)) + spare - len(request.blocks)
+        free = missing + (self.pool.free if passing else 0)  # so many must be free in the end
+        if (no_seat and not below) or free > self.pool.free + _blocks(below) + _blocks(parked):
+            return False
+        if no_seat:
+            self._park(lowest := below.pop())
+            parked.append(lowest)
+        parked.sort(key=_standing, reverse=True)
+        while free > self.pool.free:
+            if parked:
+                self._drop(parked.pop())
+            else:
+                self._preempt(below.pop())
+        return True
+
+    def _grow(self, request: ActiveRequest) -> None:
+        """Make room for a request's next token; it may itself be preempted for that, or may have been before."""
+        while len(request.blocks) < blocks_for(len(request.tokens)) and request in self.running:
+            if taken := self.pool.take(1):
                 request.blocks += taken
-                continue
-            victim = self.running[-1]
-            self._preempt(victim)
-            if victim is request:
-                return False
-        return True
+            elif self.parked:
+                self._drop(min(self.parked, key=_standing))
+            else:
+                self._preempt(min(self.running, key=_standing))
 
-    def _preempt(self, request: ActiveRequest) -> None:
+    def _park(self, request: ActiveRequest) -> None:
         self.running.remove(request)
+        self.waiting.add(request)
+        self.parked.append(request)
+
+    def _drop(self, request: ActiveRequest) -> None:
+        """Take the blocks of one that is parked."""
+        self.parked.remove(request)
         self.pool.give_back(request.blocks)
         request.computed = 0
-        self.waiting.appendleft(request)
         self.preemptions += 1
+
+    def _preempt(self, request: ActiveRequest) -> None:
+        self._park(request)
+        self._drop(request)
+
+    def _charge(self, request: ActiveRequest, tokens: int) -> None:
+        self.counters[request.priority].charge(request.share, tokens, request.request.weight)
+
+
+def _standing(request: ActiveRequest) -> tuple[int, float]:
+    """Who gives way: the lowest; of equals, the one that came last."""
+    return request.rank, -request.arrived
+
+
+def _blocks(requests: Iterable[ActiveRequest]) -> int:
+    return sum(len(r.blocks) for r in requests)

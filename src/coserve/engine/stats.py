@@ -41,9 +41,11 @@ class EngineStats:
     chip_bandwidth: float  # bytes/s
     chip_flops: float
     requests_running: int
-    requests_waiting: int
+    requests_waiting: int  # without the parked
+    requests_parked: int  # gave their seat to a higher priority, and keep their KV blocks
     requests_finished: int
     requests_cancelled: int
+    requests_expired: int  # waited as long as they would
     prompt_tokens: int
     output_tokens: int
     training_tokens: int
@@ -94,7 +96,8 @@ class Counters:
     """The running totals; written by the engine's thread alone."""
 
     def __init__(self) -> None:
-        self.finished = self.cancelled = self.prompt_tokens = self.output_tokens = self.training_tokens = 0
+        self.finished = self.cancelled = self.expired = 0
+        self.prompt_tokens = self.output_tokens = self.training_tokens = 0
         self.steps = self.preemptions = 0
         self.inference_seconds = self.training_seconds = self.idle_seconds = 0.0
         self.mbu = self.predicted = self.measured = 0.0

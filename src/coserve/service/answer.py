@@ -61,7 +61,6 @@ class Answer(ABC):
             self._passage.generated(self._usage.completion)
             yield batch
 
-    def sent(self, generation: Generation) -> None:
-        """All that was generated has been handed to the client's socket. Raises `ClientGone` if nobody was there."""
-        generation.check()
+    def sent(self) -> None:
+        """All that was generated has been handed to the client's socket; had the client left, `batches` had said so."""
         self._passage.delivered()

@@ -179,7 +179,7 @@ class Chat(Answer):
                 "usage": self._usage.as_dict(),
             }
             yield dumps(completion)
-            self.sent(generation)
+            self.sent()
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
@@ -213,7 +213,7 @@ class Chat(Answer):
                     piece.append(chunks.token(index, output))
                 if any(piece):
                     yield b"".join(piece)
-                    self.sent(generation)
+                    self.sent()
             end = {**self._head("chat.completion.chunk"), "choices": [], "usage": self._usage.as_dict()}
             yield event(end) + DONE if self._body.include_usage else DONE
 

@@ -180,7 +180,7 @@ class Completion(Answer):
                 for index, answer in enumerate(answers)
             ]
             yield dumps({**self._head, "choices": listed, "usage": self._usage.as_dict()})
-            self.sent(generation)
+            self.sent()
 
     async def events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         head = b"data: " + dumps(self._head)[:-1] + b',"choices":['
@@ -201,6 +201,6 @@ class Completion(Answer):
                     piece.append(head + dumps(self._choice(index, text, logprobs, output.finish_reason)) + tail)
                 if piece:
                     yield b"".join(piece)
-                    self.sent(generation)
+                    self.sent()
             end = {**self._head, "choices": [], "usage": self._usage.as_dict()}
             yield event(end) + DONE if self._body.include_usage else DONE

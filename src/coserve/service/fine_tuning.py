@@ -139,7 +139,7 @@ async def create_job(http: Request) -> Response:
         result_files=[],
         labels=body.metadata,
     )
-    await service.jobs.create(row)
+    await service.jobs.create(row, key)
     return JSONResponse(await _job(service, row.id, key.project.id))
 
 

@@ -48,11 +48,6 @@ class Generation:
         self._arrived.append(output)
         self._news.set()
 
-    def check(self) -> None:
-        """Raises `ClientGone` if the client has left: what was sent last did not reach it."""
-        if self._gone:
-            raise ClientGone
-
     def abandon(self) -> None:
         """The client has left: `batches` raises `ClientGone`."""
         self._gone = True

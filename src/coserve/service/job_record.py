@@ -16,12 +16,14 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from coserve.errors import CoserveError
+from coserve.service.admission.training import bill
 from coserve.service.database import Database
 from coserve.service.errors import log_unexpected
 from coserve.service.files import adopt_file
 from coserve.service.ids import new_id, now
 from coserve.service.settings import Settings
 from coserve.service.tables import CheckpointRow, EventRow, JobRow
+from coserve.service.tiers import Tiers
 
 if TYPE_CHECKING:
     from coserve.training import JobEvent
@@ -62,6 +64,7 @@ class Record:
 
     database: Database
     settings: Settings
+    tiers: Tiers
     on_finished: Callable[[str, bool], None]
     _inbox: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
     _pace: dict[str, Pace] = field(default_factory=dict)
@@ -130,9 +133,11 @@ class Record:
                 await _checkpoint(session, row, event)
             case "finished":
                 await self._finish(session, row, event)
+                await bill(session, self.tiers, row, "completed")
                 return job_id, True
             case "failed":
                 fail(session, row, event.error or CoserveError(event.message or "The training failed."))
+                await bill(session, self.tiers, row, "failed")
                 return job_id, False
         return None
 

@@ -16,6 +16,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from coserve.errors import Conflict, CoserveError, NotFound
+from coserve.service.admission.training import bill, check_allowance
 from coserve.service.database import Database
 from coserve.service.errors import log_unexpected
 from coserve.service.files import sweep
@@ -25,9 +26,11 @@ from coserve.service.job_record import FINAL, ON_THE_WAY, Record, add_event, fai
 from coserve.service.mailbox import Mailbox
 from coserve.service.settings import Settings
 from coserve.service.tables import JobRow
+from coserve.service.tiers import Tiers
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
+    from coserve.service.auth.keys import Key
     from coserve.training import JobEvent, JobSpec, TrainingJob
 
 log = logging.getLogger("coserve.service.jobs")
@@ -58,7 +61,15 @@ async def find_job(session: AsyncSession, job_id: str, project: str | None = Non
 class Jobs:
     """All jobs of one home directory, of which those that go on are alive in the trainer."""
 
-    def __init__(self, engine: Engine, database: Database, settings: Settings, mailbox: Mailbox, training: Training):
+    def __init__(
+        self,
+        engine: Engine,
+        database: Database,
+        settings: Settings,
+        mailbox: Mailbox,
+        training: Training,
+        tiers: Tiers,
+    ):
         self._engine = engine
         self._database = database
         self._settings = settings
@@ -66,7 +77,8 @@ class Jobs:
         self._training = training
         self._alive: dict[str, TrainingJob] = {}
         self._owners: dict[str, str] = {}
-        self._record = Record(database, settings, self._over)
+        self._tiers = tiers
+        self._record = Record(database, settings, tiers, self._over)
         self._writer: asyncio.Task[None] | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -122,9 +134,10 @@ class Jobs:
         """Raises `DataError` with the line for data that cannot be used."""
         await asyncio.to_thread(self._training.read_examples, self._settings.files_directory / file_id)
 
-    async def create(self, row: JobRow) -> None:
-        """Store a new job and start it."""
+    async def create(self, row: JobRow, key: Key) -> None:
+        """Store a new job and start it. Raises `RateLimited` if the key's tier allows no more."""
         async with self._database.write() as session:
+            await check_allowance(session, self._tiers, key)
             session.add(row)
             await session.flush()  # events refer to it
             add_event(session, row.id, f"Created fine-tuning job: {row.id}")
@@ -145,7 +158,9 @@ class Jobs:
                 log_unexpected(error)
                 error = CoserveError("The job could not be started.", code="internal_error")
             async with self._database.write() as session:
-                fail(session, await find_job(session, row.id), error)
+                stored = await find_job(session, row.id)
+                fail(session, stored, error)
+                await bill(session, self._tiers, stored, "failed")
 
     def _hear(self, job_id: str, event: JobEvent) -> None:
         """On the trainer's thread."""
@@ -173,6 +188,7 @@ class Jobs:
             if row.status in FINAL:
                 raise Conflict(f"The job {job_id!r} has already {_ended(row.status)}.")
             row.status, row.finished_at, row.estimated_finish = "cancelled", now(), None
+            await bill(session, self._tiers, row, "cancelled")
             add_event(session, job_id, "The job was cancelled")
         job = self._alive.pop(job_id, None)
         if job is not None:

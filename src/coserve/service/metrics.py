@@ -73,13 +73,21 @@ class EngineCollector(Collector):
             "requests",
             "Requests that have ended",
             "outcome",
-            {"finished": stats.requests_finished, "cancelled": stats.requests_cancelled},
+            {
+                "finished": stats.requests_finished,
+                "cancelled": stats.requests_cancelled,
+                "expired": stats.requests_expired,
+            },
         )
         yield _gauge(
             "requests_now",
             "Requests in the engine",
             "state",
-            {"running": stats.requests_running, "waiting": stats.requests_waiting},
+            {
+                "running": stats.requests_running,
+                "waiting": stats.requests_waiting,
+                "parked": stats.requests_parked,
+            },
         )
         yield _counter(
             "tokens",

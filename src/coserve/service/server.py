@@ -17,6 +17,7 @@ import uvicorn
 from coserve.errors import CoserveError
 from coserve.service.app import create_app
 from coserve.service.jobs import Training
+from coserve.service.protocol import BoundedProtocol
 from coserve.service.service import Service
 from coserve.service.settings import Settings
 
@@ -76,6 +77,7 @@ class Server:
         app = create_app(self.engine, self._settings, training=self._training)
         config = uvicorn.Config(
             app,
+            http=BoundedProtocol,
             lifespan="off",  # `_serve` opens the service itself: uvicorn would swallow what goes wrong
             log_config=None,
             access_log=False,

@@ -90,7 +90,7 @@ class Service:
             )
             self.mailbox = Mailbox(asyncio.get_running_loop())
             training = self._training or Training.real()
-            self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training)
+            self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training, self.tiers)
             await self.jobs.open()
             stack.push_async_callback(self.jobs.close)
             self._open = stack.pop_all()

@@ -17,7 +17,7 @@ from coserve.planner.quantities import seconds
 
 FILE = "tiers.yaml"
 STANDARD = ("auto", "default", "scale")  # OpenAI's words for: the key's own tier
-FLEX, PRIORITY = "flex", "priority"
+FLEX, PRIORITY, BATCH = "flex", "priority", "batch"
 
 
 def _duration(value: Any) -> float | None:
@@ -162,7 +162,7 @@ class Tiers:
 
     def batch_terms(self, own: str) -> Terms:
         """Those of a batch's requests."""
-        return self._discounted(self.terms(own, None).tier, "batch", self._content.batch)
+        return self._discounted(self.terms(own, None).tier, BATCH, self._content.batch)
 
     def _discounted(self, own: str, named: str, discount: Discount) -> Terms:
         tier = self._content.tiers[own]

@@ -11,10 +11,10 @@ from coserve.service.auth.keys import Key
 from coserve.service.database import Database
 from coserve.service.ids import now
 from coserve.service.ledger import Ledger
-from coserve.service.ledger.totals import spent
-from coserve.service.limits import Draw, LimitStore
+from coserve.service.ledger.totals import FAR, spent, totals
+from coserve.service.limits import Draw, Limit, LimitStore
 from coserve.service.metrics import Metrics
-from coserve.service.tiers import Terms, Tiers
+from coserve.service.tiers import BATCH, Terms, Tiers
 
 
 class Admission:
@@ -79,14 +79,27 @@ class Admission:
             limit = draw.limit
             if limit.key in self._begun or limit.period < DAY:
                 continue
-            budget = f"/{BUDGET}/" in limit.key
-            since = month_began() if budget else now() - int(DAY)
-            async with self._database.read() as session:
-                used = await spent(session, quota.project.id, since, None if budget else quota.terms.tier)
-            by_unit = {"requests": used.requests, "tokens": used.tokens}
-            amount = used.cost if budget else by_unit["requests" if "requests" in limit.key else "tokens"]
-            await self.limits.preset(limit, amount)
+            await self.limits.preset(limit, await self._used_before(quota, limit))
             self._begun.add(limit.key)
+
+    async def _used_before(self, quota: Quota, limit: Limit) -> int:
+        """Of a day's limit or a month's budget, by the ledger."""
+        budget = f"/{BUDGET}/" in limit.key
+        async with self._database.read() as session:
+            if budget:
+                return (await spent(session, quota.project.id, month_began())).cost
+            rows = await totals(
+                session,
+                now() - int(DAY),
+                FAR,
+                group_by=("terms",),
+                project_id=quota.project.id,
+                tier=quota.terms.tier,
+            )
+        rows = [row for row in rows if (row.group["terms"] == BATCH) == quota.batch]
+        if "requests" in limit.key:
+            return sum(row.requests for row in rows)
+        return sum(row.prompt_tokens - row.cached_tokens + row.generated_tokens for row in rows)
 
 
 def _allowed(key: Key, terms: Terms) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from coserve.service.ids import new_id
 from coserve.service.ledger import Entry, Rates
 from coserve.service.limits import Draw, Refusal
 from coserve.service.money import cost
-from coserve.service.tiers import Price, Terms
+from coserve.service.tiers import Terms
 
 if TYPE_CHECKING:
     from coserve.service.admission.admission import Admission
@@ -78,7 +78,7 @@ class Passage:
             if isinstance(error, RateLimited):
                 self._admission.metrics.refusals.labels(self.terms.tier, error.type).inc()
             raise
-        self._line = self._admission.ledger.begin(self._entry(), _rates(self.terms.price))
+        self._line = self._admission.ledger.begin(self._entry(), Rates.of(self.terms.price))
         return self
 
     def generated(self, completion_tokens: int) -> None:
@@ -164,7 +164,7 @@ class Passage:
                 await self._admission.limits.release(limit.key, self._id)
 
     def _cost(self) -> int:
-        return _rates(self.terms.price).cost(self._entry())
+        return self._entry().billed(Rates.of(self.terms.price)).cost
 
     def _entry(self) -> Entry:
         adapter = self._upstream is None and self.wish.model != self._admission.base_model
@@ -185,11 +185,6 @@ class Passage:
             completion_tokens=self._delivered,
             generated_tokens=self._generated,
         )
-
-
-def _rates(price: Price) -> Rates:
-    cached = price.input if price.cached_input is None else price.cached_input
-    return Rates(price.input, cached, price.output)
 
 
 def _outcome(kind: type[BaseException] | None) -> str:

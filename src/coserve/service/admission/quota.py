@@ -11,7 +11,7 @@ from coserve.service.admission.refusals import QuotaExceeded, RateLimited, TooLa
 from coserve.service.auth.projects import Project
 from coserve.service.limits import Draw, Level, Limit, Refusal
 from coserve.service.money import usd
-from coserve.service.tiers import Limits, Terms
+from coserve.service.tiers import BATCH, Limits, Terms
 
 MINUTE, DAY = 60.0, 86400.0
 BUDGET = "budget"
@@ -53,7 +53,7 @@ class Quota:
 
     @property
     def batch(self) -> bool:
-        return self.terms.named == "batch"
+        return self.terms.named == BATCH
 
     def draws(self, tokens: int, cost: int) -> list[Draw]:
         """What a request of so many tokens, prompt and completion, takes; `cost` in nano-dollars."""

@@ -1,0 +1,106 @@
+"""One line of the bill, and how its price is found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from coserve.service.money import cost
+from coserve.service.tiers import Price
+
+INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """USD a million tokens."""
+
+    input: Decimal = Decimal(0)
+    cached_input: Decimal = Decimal(0)
+    output: Decimal = Decimal(0)
+    trained: Decimal = Decimal(0)
+
+    @classmethod
+    def of(cls, price: Price, trained: Decimal = Decimal(0)) -> Rates:
+        """A tier's prices."""
+        cached = price.input if price.cached_input is None else price.cached_input
+        return cls(price.input, cached, price.output, trained)
+
+    def as_texts(self) -> list[str]:
+        return [str(rate) for rate in (self.input, self.cached_input, self.output, self.trained)]
+
+    @classmethod
+    def from_texts(cls, texts: list[str]) -> Rates:
+        return cls(*(Decimal(text) for text in texts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One request, or one piece of a job: a row of `usage`. Whatever comes twice under one id counts once."""
+
+    id: str
+    created_at: int  # seconds since 1970, when it began
+    endpoint: str  # "chat", "completions", "fine_tuning", ...
+    project_id: str
+    key_id: str
+    tier: str
+    terms: str = "default"  # "default", "flex", "batch", ...
+    model: str  # the base model
+    adapter: str | None = None
+    upstream: str | None = None  # None: this server's own chip
+    batch_id: str | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt's
+    completion_tokens: int = 0  # delivered
+    generated_tokens: int = 0  # what the chip did, delivered or not
+    trained_tokens: int = 0
+    ttft_ms: float | None = None
+    latency_ms: float = 0.0
+    outcome: str = "completed"  # or "disconnected", "failed", "interrupted"
+    cost: int = 0  # nano-dollars
+
+    def billed(self, rates: Rates) -> Entry:
+        """With the cost of its tokens: the one place where a price meets tokens."""
+        fresh = self.prompt_tokens - self.cached_tokens
+        amount = cost(fresh, rates.input) + cost(self.cached_tokens, rates.cached_input)
+        amount += cost(self.completion_tokens, rates.output) + cost(self.trained_tokens, rates.trained)
+        return replace(self, cost=amount)
+
+    def settled(
+        self,
+        rates: Rates,
+        delivered: int | None,
+        cached_tokens: int,
+        outcome: str,
+        *,
+        generated_tokens: int = 0,
+        ttft_ms: float | None = None,
+        latency_ms: float = 0.0,
+    ) -> Entry:
+        """As it stands when it is over. `delivered` completion tokens reached the client; None: nothing did, not
+        even an empty answer, and then the prompt is not billed either."""
+        prompt = 0 if delivered is None else self.prompt_tokens
+        return replace(
+            self,
+            prompt_tokens=prompt,
+            cached_tokens=min(cached_tokens, prompt),
+            completion_tokens=delivered or 0,
+            generated_tokens=max(generated_tokens, delivered or 0),
+            ttft_ms=ttft_ms,
+            latency_ms=latency_ms,
+            outcome=outcome,
+        ).billed(rates)
+
+    def as_json(self) -> bytes:
+        """One line, without its end."""
+        return json.dumps(vars(self), separators=(",", ":"), allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Entry:
+        """Raises: `ValueError`, `TypeError` for what is no entry."""
+        return cls(**json.loads(text))
+
+    def as_row(self) -> dict[str, object]:
+        """By column of `usage`."""
+        return dict(vars(self))
