@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from coserve.engine import EngineStats, Histogram, Output, Request
-from coserve.errors import ModelNotFound, Unavailable
+from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.jobs import Training
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ class NoEngine:
     name = NAME
     max_context = 1 << 30  # tokens: its upstreams know their own
     generation_config = None
+
+    @property
+    def model_config(self) -> NoReturn:
+        raise _no_training()
 
     def models(self) -> list[str]:
         return []
@@ -48,8 +52,8 @@ class NoEngine:
         pass
 
 
-def _no_training() -> Unavailable:
-    return Unavailable("This server is a gateway: it has no engine, and trains no models.")
+def _no_training() -> InvalidRequest:
+    return InvalidRequest("This server is a gateway: it has no engine, and trains no models.", param="model")
 
 
 def _refuse(*_: object) -> NoReturn:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from coserve.service.upstreams.failures import Failure
 
-LARGEST = 16 << 20
+LARGEST = 4 << 20
 """Bytes of one event."""
 _END = re.compile(rb"\r?\n\r?\n")
 _DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ class Stream:
         self._held = b""
         self._begun = self._finished = self._done = self._usage_sent = False
         self._last = b""  # the last chunk with content
+        self._failure: Failure | None = None
 
     async def begin(self, client: Listener, seconds: float) -> None:
         """Wait for the first token; after it nobody else can answer."""
@@ -54,9 +55,11 @@ class Stream:
         await self._drain()
 
     async def _next(self) -> bytes:
+        if self._failure is not None:
+            raise self._failure
         piece = await self._reply.piece()
         if piece:
-            return b"".join([self._pass_on(data) for data in self._events.feed(piece)])
+            return b"".join(self._passed_on(piece))
         if rest := self._events.rest():
             self._events = Events()
             return self._pass_on(rest)
@@ -64,6 +67,14 @@ class Stream:
             raise Failure("connect", "its stream broke off")
         self._done = True
         return b""
+
+    def _passed_on(self, piece: bytes) -> Iterator[bytes]:
+        """A failure waits until what came before it has gone on."""
+        try:
+            for data in self._events.feed(piece):
+                yield self._pass_on(data)
+        except Failure as failure:
+            self._failure = failure
 
     def _pass_on(self, data: bytes) -> bytes:
         """One event as the client gets it; nothing if it is not for the client."""
