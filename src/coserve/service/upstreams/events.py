@@ -1,7 +1,8 @@
 """A byte stream cut into server-sent events, and what one may know of an event without reading its JSON.
 
 A quote inside a JSON string has a backslash before it, so a key with both its quotes, such as `"usage":`, cannot be
-part of anybody's text: the patterns below find keys, and nothing that a model said.
+part of anybody's text: the patterns below find keys, and nothing that a model said. They look back for that backslash
+only after the key, since a pattern that begins with plain text is found ten times faster.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ LARGEST = 4 << 20
 """Bytes of one event."""
 _END = re.compile(rb"\r?\n\r?\n")
 _DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
-_CONTENT = re.compile(rb'(?<!\\)"(?:content|text|reasoning|reasoning_content|refusal|arguments|name)"\s*:\s*"[^"]')
-_FINISH = re.compile(rb'(?<!\\)"finish_reason"\s*:\s*"')
-_USAGE = re.compile(rb'(?<!\\)"usage"\s*:\s*\{')
-_ERROR = re.compile(rb'(?<!\\)"error"\s*:\s*[{"]')
+_CONTENT = re.compile(rb'"(?<!\\")(?:content|text|reasoning|reasoning_content|refusal|arguments|name)"\s*:\s*"[^"]')
+_FINISH = re.compile(rb'"finish_reason"(?<!\\"finish_reason")\s*:\s*"')
+_USAGE = re.compile(rb'"usage"(?<!\\"usage")\s*:\s*\{')
+_ERROR = re.compile(rb'"error"(?<!\\"error")\s*:\s*[{"]')
 
 
 class Events:

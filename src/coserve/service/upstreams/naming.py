@@ -7,8 +7,8 @@ import re
 from typing import Any
 
 _STRING = rb'"(?:[^"\\]|\\.)*"'
-_MODEL = re.compile(rb'(?<!\\)"model"\s*:\s*' + _STRING)
-_TIER = re.compile(rb'(?<!\\)"service_tier"\s*:\s*(?:null|' + _STRING + rb")")
+_MODEL = re.compile(rb'"model"(?<!\\"model")\s*:\s*' + _STRING)
+_TIER = re.compile(rb'"service_tier"(?<!\\"service_tier")\s*:\s*(?:null|' + _STRING + rb")")
 
 
 class Naming:
