@@ -45,10 +45,8 @@ TABLES = (
     Table("measured_serving", frozenset({"attention_dp_size", "tpot_ms"}), serving.case, ("serving",), 8),
     Table("operator_times", frozenset({"attn_pre_proj_ms"}), operators.case, ("operators",), 4),
     Table("mlperf_inference_v5_1", frozenset({"submitter"}), mlperf.case, ("serving", "cpu"), 4),
-    Table(
-        "inference_published", frozenset({"batch_or_concurrency"}), published.case, ("serving", "ring", "dataflow"), 2
-    ),
-    Table("dataflow_published", frozenset({"input_tokens"}), dataflow.case, ("serving", "dataflow"), 1),
+    Table("inference_published", frozenset({"batch_or_concurrency"}), published.case, ("serving", "ring"), 2),
+    Table("dataflow_published", frozenset({"input_tokens"}), dataflow.case, ("serving",), 1),
     Table("training_published", frozenset({"mfu_pct"}), training.case, ("training",), 2),
 )
 
@@ -110,6 +108,10 @@ class Fits:
                 progress(f"fitted {key[0]} without {' and '.join(filter(None, key[1:])) or 'leaving anything out'}")
                 self.found[key] = constants
 
+    def keys(self, table: Table, cases: Iterable[Case], left_out: Sequence[str] = LEFT_OUT) -> set[Key]:
+        """Of all fits that the predictions of `cases` need."""
+        return {self.key(group, case, name) for case in cases for group in table.groups for name in left_out}
+
     def constants(self, keys: Iterable[Key]) -> Constants:
         """Each group's own constants out of its fit."""
         found = FITTED
@@ -128,16 +130,16 @@ def _fit(key: Key) -> Constants:
 
 
 def _names(group: str) -> tuple[str, ...]:
-    return (*GROUPS[group].names, *(("prompt_layer",) if GROUPS[group].engines else ()))
+    return (*GROUPS[group].names, *(("first_token",) if GROUPS[group].engines else ()))
 
 
-def outcomes(table: Table, cases: Sequence[Case], fits: Fits) -> list[Outcome]:
-    """Every metric of every case, one after the other."""
+def outcomes(table: Table, cases: Sequence[Case], fits: Fits, left_out: Sequence[str] = LEFT_OUT) -> list[Outcome]:
+    """Every metric of every case, one after the other; the last of `left_out` leaves out the most."""
     found = []
     for case in cases:
-        keys = {left_out: [fits.key(group, case, left_out) for group in table.groups] for left_out in LEFT_OUT}
-        seen = [name for i, name in ((1, "chip"), (2, "model")) if any(key[i] for key in keys["both"])]
-        predicted = {name: case.predict(fits.constants(keys[name])) for name in LEFT_OUT} if case.predict else {}
+        keys = {name: [fits.key(group, case, name) for group in table.groups] for name in left_out}
+        seen = [name for i, name in ((1, "chip"), (2, "model")) if any(key[i] for key in keys[left_out[-1]])]
+        predicted = {name: case.predict(fits.constants(keys[name])) for name in left_out} if case.predict else {}
         for metric, measured in case.measured.items():
             values = {name: values[metric] for name, values in predicted.items()}
             found.append(Outcome(case, metric, measured, values, " and ".join(seen) or "neither"))
@@ -189,13 +191,7 @@ def main() -> None:
     asked = [read(path, False) for path in options.data] if options.data else shipped
     fits = Fits([case for _, cases in shipped for case in cases])
     fits.make([(group, "", "") for group in GROUPS])
-    fits.make(
-        fits.key(group, case, left_out)
-        for table, cases in asked
-        for case in cases
-        for group in table.groups
-        for left_out in LEFT_OUT
-    )
+    fits.make(key for table, cases in asked for key in fits.keys(table, cases))
     results = [outcome for table, cases in asked for outcome in outcomes(table, cases, fits)]
 
     if options.rows:
@@ -247,10 +243,10 @@ def _print_unexplained(results: Sequence[Outcome]) -> None:
 
 
 def _flat(constants: Constants) -> dict[str, float]:
-    """Every constant with three digits; `prompt_layer` by engine."""
+    """Every constant with three digits; `first_token` by engine."""
     values = asdict(constants)
-    engines = values.pop("prompt_layer")
-    values |= {f"prompt_layer[{engine}]": value for engine, value in engines.items()}
+    engines = values.pop("first_token")
+    values |= {f"first_token[{engine}]": value for engine, value in engines.items()}
     return {name: float(f"{value:.3g}") for name, value in values.items()}
 
 

@@ -23,9 +23,7 @@ START = Constants(
     expert_layer=20e-6,
     step=1e-3,
     sequence=20e-6,
-    first_token=50e-3,
-    prompt_layer={"tensorrt-llm": 1e-3, "vllm": 1e-3, "sglang": 1e-3},
-    crossings=20.0,
+    first_token={"tensorrt-llm": 50e-3, "vllm": 50e-3, "sglang": 50e-3},
     kernel=3e-6,
     operator_memory=0.8,
     operator_arithmetic=0.8,
@@ -34,7 +32,7 @@ START = Constants(
     training_experts=0.5,
     activations=50.0,
     small_kernel=3e-6,
-    elementwise=0.8,
+    load_cycles=500.0,
     ring_hop=1.0,
     cpu_matmul=0.5,
 )
@@ -46,7 +44,6 @@ SHARES = (
     "link",
     "operator_memory",
     "operator_arithmetic",
-    "elementwise",
     "training",
     "training_attention",
     "training_experts",
@@ -61,7 +58,7 @@ class Group:
 
     tables: tuple[str, ...]
     names: tuple[str, ...]
-    engines: bool = False  # `prompt_layer`, too
+    engines: bool = False  # `first_token`, too
 
     def uses(self, case: Case) -> bool:
         return case.fit and case.predict is not None and case.table in self.tables
@@ -80,17 +77,15 @@ GROUPS = {
             "expert_layer",
             "step",
             "sequence",
-            "first_token",
         ),
         engines=True,
     ),
     "operators": Group(
-        ("operator_times",), ("kernel", "operator_memory", "operator_arithmetic", "small_kernel", "elementwise")
+        ("operator_times",), ("kernel", "operator_memory", "operator_arithmetic", "small_kernel", "load_cycles")
     ),
     "training": Group(("training_published",), ("training", "training_attention", "training_experts", "activations")),
     "ring": Group(("inference_published",), ("ring_hop",)),
     "cpu": Group(("mlperf_inference_v5_1",), ("cpu_matmul",)),
-    "dataflow": Group(("dataflow_published",), ("crossings",)),
 }
 TOLERANCE = {"ttft_ms": 0.15}
 """Relative error that counts as usual, by metric; others 0.1."""
@@ -103,14 +98,14 @@ PULL = 0.5
 def fit(group: Group, cases: Sequence[Case], base: Constants) -> Constants:
     """`base` with the group's constants fitted on `cases`; `base` with their start values if there are none."""
     names = list(group.names)
-    engines = sorted(START.prompt_layer) if group.engines else []
-    start = np.log([getattr(START, name) for name in names] + [START.prompt_layer[e] for e in engines])
+    engines = sorted(START.first_token) if group.engines else []
+    start = np.log([getattr(START, name) for name in names] + [START.first_token[e] for e in engines])
 
     def constants(x: np.ndarray) -> Constants:
         values = [float(v) for v in np.exp(x)]
         fitted = dict(zip(names, values, strict=False))
         if engines:
-            fitted["prompt_layer"] = dict(zip(engines, values[len(names) :], strict=True))
+            fitted["first_token"] = dict(zip(engines, values[len(names) :], strict=True))
         return replace(base, **fitted)
 
     used = [case for case in cases if group.uses(case)]
@@ -131,7 +126,7 @@ def fit(group: Group, cases: Sequence[Case], base: Constants) -> Constants:
         pull = PULL * np.sqrt(len(used) / 1000) * (x - start)
         return np.concatenate([np.array(found), pull])
 
-    most = np.log([1.1 if name in SHARES else 50 * getattr(START, name) for name in names] + [0.05] * len(engines))
+    most = np.log([1.1 if name in SHARES else 50 * getattr(START, name) for name in names] + [1.0] * len(engines))
     solved = least_squares(residuals, start, bounds=(start - 7, most), diff_step=1e-3, max_nfev=40)
     return constants(solved.x)
 

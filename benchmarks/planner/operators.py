@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from benchmarks.planner.case import Case, Row
@@ -10,26 +11,45 @@ from coserve.planner.constants import Constants
 from coserve.planner.replica import matmul_rate
 from coserve.planner.shape import load_shape
 
-_CHIPS = {"a100": "A100 SXM 80GB", "h100": "H100 SXM", "a40": "A40"}
 _BYTES = 2  # of an element: the profiles are in 16 bits
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """A chip, and what the catalogue does not hold of it, as its maker states."""
+
+    name: str
+    cores: int  # streaming multiprocessors
+    threads: int  # that a core keeps running at once
+    clock: float  # cycles a second
+
+
+_GPUS = {
+    "a100": _Gpu("A100 SXM 80GB", 108, 2048, 1.41e9),
+    "h100": _Gpu("H100 SXM", 132, 2048, 1.98e9),
+    "a40": _Gpu("A40", 84, 1536, 1.74e9),
+}
 
 
 @dataclass(frozen=True)
 class _Operator:
     bytes: float  # read and written
     flops: float = 0.0
+    wait: float = 0.0  # seconds for loads that follow one another in an elementwise one, if each took a cycle
 
     def seconds(self, chip: ChipSpec, constants: Constants) -> float:
-        """An elementwise operator takes as long as its bytes, or as its launch; a product has its launch besides."""
-        if not self.flops:
-            return max(self.bytes / (chip.bandwidth * constants.elementwise), constants.small_kernel)
+        """Elementwise operators of engines load an element a thread at a time, so that waiting for loads takes as long
+        as moving bytes does; products hide it."""
         memory = self.bytes / (chip.bandwidth * constants.operator_memory)
+        if not self.flops:
+            return constants.small_kernel + math.hypot(memory, self.wait * constants.load_cycles)
         rate = matmul_rate(chip, "bfloat16", constants) * constants.operator_arithmetic
-        return max(memory, self.flops / rate) + constants.kernel
+        return constants.kernel + max(memory, self.flops / rate)
 
 
 def case(row: Row) -> Case:
-    chip, operators = find_chip(_CHIPS[row["chip"]]), _operators(row)
+    gpu = _GPUS[row["chip"]]
+    chip, operators = find_chip(gpu.name), _operators(row, gpu)
     measured = {name: float(row[name]) for name in operators if row[name]}
 
     def predict(constants: Constants) -> dict[str, float]:
@@ -46,24 +66,26 @@ def case(row: Row) -> Case:
     )
 
 
-def _operators(row: Row) -> dict[str, _Operator]:
+def _operators(row: Row, gpu: _Gpu) -> dict[str, _Operator]:
     """By the column of their times."""
     tp, tokens, hidden = int(row["tp"]), int(row["tokens"]), int(row["hidden"])
     heads, kv_heads = int(row["heads"]), int(row["kv_heads"])
     queries, ffn = hidden // tp, int(row["ffn"]) // tp
     kv = max(kv_heads // tp, 1) * (hidden // heads)  # columns of the keys, and of the values
     up = ffn * (2 if row["gated"] == "True" else 1)
+    turned = queries + kv  # a thread turns a pair of them
+    norm = _elementwise(gpu, 2 * tokens * hidden, _row_loads(gpu, tokens, hidden))
     return {
-        "emb_ms": _elementwise(2 * tokens * hidden),
-        "input_layernorm_ms": _elementwise(2 * tokens * hidden),
+        "emb_ms": _elementwise(gpu, 2 * tokens * hidden, _lookup_loads(gpu, tokens, hidden)),
+        "input_layernorm_ms": norm,
         "attn_pre_proj_ms": _product(tokens, hidden, queries + 2 * kv),
-        "attn_rope_ms": _elementwise(2 * tokens * (queries + kv)),
+        "attn_rope_ms": _elementwise(gpu, 2 * tokens * turned, _row_loads(gpu, tokens, turned // 2, 512)),
         "attn_post_proj_ms": _product(tokens, queries, hidden),
-        "post_attention_layernorm_ms": _elementwise(2 * tokens * hidden),
+        "post_attention_layernorm_ms": norm,
         "mlp_up_proj_ms": _product(tokens, hidden, up),
-        "mlp_act_ms": _elementwise(tokens * (up + ffn)),
+        "mlp_act_ms": _elementwise(gpu, tokens * (up + ffn), _row_loads(gpu, tokens, ffn)),
         "mlp_down_proj_ms": _product(tokens, ffn, hidden),
-        "add_ms": _elementwise(3 * tokens * hidden),
+        "add_ms": _elementwise(gpu, 3 * tokens * hidden, 0),
     }
 
 
@@ -72,6 +94,18 @@ def _product(tokens: int, rows: int, columns: int) -> _Operator:
     return _Operator(_BYTES * (rows * columns + tokens * (rows + columns)), 2.0 * tokens * rows * columns)
 
 
-def _elementwise(elements: int) -> _Operator:
-    """Moves elements, whatever it does with them."""
-    return _Operator(_BYTES * elements)
+def _elementwise(gpu: _Gpu, elements: int, loads: int) -> _Operator:
+    return _Operator(_BYTES * elements, wait=loads / gpu.clock)
+
+
+def _row_loads(gpu: _Gpu, tokens: int, width: int, block: int = 1024) -> int:
+    """Loads after one another where a block of at most so many threads goes through each token's row (vLLM's norms,
+    rotation and activation)."""
+    threads = min(block, width)
+    return math.ceil(tokens / (gpu.cores * (gpu.threads // threads))) * math.ceil(width / threads)
+
+
+def _lookup_loads(gpu: _Gpu, tokens: int, width: int) -> int:
+    """The same of PyTorch's `index_select`: 16 rows at most go one by one, more are spread over 1,024 threads a core;
+    an element's load follows that of its row's index."""
+    return 2 * (tokens if tokens <= 16 else math.ceil(tokens * width / (1024 * gpu.cores)))

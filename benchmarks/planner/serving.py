@@ -13,19 +13,19 @@ from coserve.planner.shape import load_shape
 _CHIPS = {"h100_sxm": "H100 SXM", "h200_sxm": "H200 SXM", "b200_sxm": "B200 SXM"}
 _ENGINES = {"trtllm": "tensorrt-llm"}
 
-REQUESTS_PER_USER = 5
-"""Such benchmarks send some five requests for each of the users, all of whom start at once."""
+REQUESTS_PER_USER = 10
+"""That InferenceMAX sends for each of the users, all of whom start at once."""
 
 
 def case(row: Row) -> Case:
     chip, shape = find_chip(_CHIPS.get(row["system"], row["system"])), load_shape(row["model"])
     engine = _ENGINES.get(row["backend"], row["backend"])
-    layout, users = _layout(row)
+    layout, users = replica_of(row)
     requests = Requests(float(row["isl"]), float(row["osl"]))
     cold = engine == "sglang" and not row["backend_version"] and chip.name == "B200 SXM"
 
     def predict(constants: Constants) -> dict[str, float]:
-        replica = Replica(shape, chip, layout, _weights(row), engine=engine, constants=constants)
+        replica = Replica(shape, chip, layout, weights_of(row), engine=engine, constants=constants)
         serving = closed_loop(replica, requests, users, per_user=REQUESTS_PER_USER)
         return {"tpot_ms": 1e3 * serving.tpot, "ttft_ms": 1e3 * serving.ttft}
 
@@ -41,7 +41,7 @@ def case(row: Row) -> Case:
     )
 
 
-def _layout(row: Row) -> tuple[Layout, float]:
+def replica_of(row: Row) -> tuple[Layout, float]:
     """The layout and the users of a replica. Where `attention_dp_size` is filled, users are counted for one of its
     groups; rows whose `moe_tp_size` and `moe_ep_size` are equal and above 1 give the degree as its square."""
 
@@ -59,7 +59,7 @@ def _layout(row: Row) -> tuple[Layout, float]:
     return Layout(tp, pp, dp), users
 
 
-def _weights(row: Row) -> str:
+def weights_of(row: Row) -> str:
     if "gpt-oss" in row["model"]:
         return "mxfp4"  # its only published weights, whatever the row calls the products
     return row["gemm_quant_mode"] or "bfloat16"

@@ -50,11 +50,11 @@ _DOUBTS = {
 
 
 def case(row: Row) -> Case:
-    chip, shape = _chip(row), _shape(row["model"])
+    chip, shape = named(row)
     measured, why = _measured(row, chip, shape)
     if why or chip is None or shape is None:
         return _case(row, measured, chip, shape, None, why, False)
-    layout, run, chips = _layout(row, chip, shape), _run(row), _chips(row)
+    layout, run, chips = run_of(row, chip, shape)
     why = _doubt(row)
     whole_run = "GPU-hours" in row["metric"]
 
@@ -66,6 +66,11 @@ def case(row: Row) -> Case:
 
     described = "tokens_per_s_per_chip" in measured and bool(row["global_batch"] or layout.pp == 1)
     return _case(row, measured, chip, shape, predict, why, described and not why)
+
+
+def run_of(row: Row, chip: ChipSpec, shape: ModelShape) -> tuple[Layout, Run, int]:
+    """How the row's run lies on how many chips."""
+    return _layout(row, chip, shape), _run(row), _chips(row)
 
 
 def _case(
@@ -87,6 +92,11 @@ def _case(
         why=why,
         fit=fit,
     )
+
+
+def named(row: Row) -> tuple[ChipSpec | None, ModelShape | None]:
+    """What the row's chip and model are, where they are known."""
+    return _chip(row), _shape(row["model"])
 
 
 def _chip(row: Row) -> ChipSpec | None:

@@ -1,4 +1,4 @@
-"""A small client of a running server: what `chat`, `train`, `jobs` and `top` need of the HTTP API.
+"""A small client of a running server: what `chat`, `train`, `jobs`, `batches` and `top` need of the HTTP API.
 
     with Client(find_server(home)) as client:
         for text in client.chat([{"role": "user", "content": "Hello"}]):
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -86,13 +86,15 @@ def find_server(home: Path, *, url: str | None = None, api_key: str | None = Non
 class Client:
     """A connection to a server. Every method raises `ApiError` or `UnreachableError`."""
 
-    def __init__(self, server: Server, *, timeout: float = 60.0):
-        """`timeout` in seconds is for one answer, or for the next part of a stream."""
+    def __init__(self, server: Server, *, timeout: float = 60.0, transport: httpx.BaseTransport | None = None):
+        """`timeout` in seconds is for one answer, or for the next part of a stream; `transport` is not HTTP's own."""
         self.server = server
         headers = {"authorization": f"Bearer {server.api_key}"} if server.api_key else {}
-        self._http = httpx.Client(base_url=server.url, headers=headers, timeout=timeout, trust_env=False)
+        self._http = httpx.Client(
+            base_url=server.url, headers=headers, timeout=timeout, trust_env=False, transport=transport
+        )
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -141,6 +143,30 @@ class Client:
 
     def cancel_job(self, job_id: str) -> Json:
         return self._call("POST", f"/v1/fine_tuning/jobs/{job_id}/cancel")
+
+    def create_batch(self, **body: Any) -> Json:
+        return self._call("POST", "/v1/batches", json=body)
+
+    def batch(self, batch_id: str) -> Json:
+        return self._call("GET", f"/v1/batches/{batch_id}")
+
+    def batches(self, limit: int = 20) -> list[Json]:
+        """The latest batches, newest first."""
+        return self._call("GET", "/v1/batches", params={"limit": limit})["data"]
+
+    def cancel_batch(self, batch_id: str) -> Json:
+        return self._call("POST", f"/v1/batches/{batch_id}/cancel")
+
+    def content(self, file_id: str) -> Iterator[bytes]:
+        """A file's content, piece by piece."""
+        try:
+            with self._http.stream("GET", f"/v1/files/{file_id}/content") as reply:
+                if reply.is_error:
+                    reply.read()
+                    raise _api_error(reply)
+                yield from reply.iter_bytes()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def events(self, job_id: str, *, known: frozenset[str] | set[str] = frozenset()) -> list[Json]:
         """The job's events that are not in `known` (their ids), oldest first."""

@@ -82,7 +82,7 @@ def test_a_fit_finds_constants_that_made_the_data(cases) -> None:
 
 
 def test_without_rows_a_fit_is_its_start() -> None:
-    assert fit(GROUPS["dataflow"], [], FITTED).crossings == pytest.approx(START.crossings)
+    assert fit(GROUPS["ring"], [], FITTED).ring_hop == pytest.approx(START.ring_hop)
 
 
 @pytest.mark.slow

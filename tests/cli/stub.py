@@ -19,6 +19,16 @@ JOB = {
     "trained_tokens": 4096,
     "error": None,
 }
+BATCH = {
+    "id": "batch-1",
+    "created_at": 1_760_000_000,
+    "status": "in_progress",
+    "request_counts": {"total": 4, "completed": 2, "failed": 1},
+    "output_file_id": None,
+    "error_file_id": None,
+    "errors": None,
+}
+MISTAKES = {"data": [{"code": "invalid_json_line", "message": "The line is not valid JSON.", "line": 2}]}
 EVENTS = [  # newest first, as the API lists them
     {"id": "ftevent-3", "type": "message", "message": "The job has succeeded", "data": {}},
     {
@@ -95,6 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
             "/v1/models": {"data": [{"id": "tiny"}, {"id": "ft:tiny:house:0a1b2c3d"}]},
             "/v1/fine_tuning/jobs": {"data": [JOB]},
             "/v1/fine_tuning/jobs/ftjob-1": JOB,
+            "/v1/batches": {"data": [BATCH]},
+            "/v1/batches/batch-1": BATCH,
+            "/v1/batches/batch-2": {**BATCH, "id": "batch-2", "status": "completed", "output_file_id": "file-2"},
+            "/v1/batches/batch-3": {**BATCH, "id": "batch-3", "status": "failed", "errors": MISTAKES},
+            "/v1/files/file-2/content": {},
             "/v1/fine_tuning/jobs/ftjob-1/events": {"data": EVENTS, "has_more": False},
         }
         self._reply(answers.get(path), public=path == "/health")
@@ -108,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         answers = {
             "/v1/files": {"id": "file-1"},
+            "/v1/batches": {**BATCH, "status": "validating"},
+            "/v1/batches/batch-1/cancel": {**BATCH, "status": "cancelling"},
             "/v1/fine_tuning/jobs": {**JOB, "status": "queued"},
             "/v1/fine_tuning/jobs/ftjob-1/cancel": {**JOB, "status": "cancelled"},
         }

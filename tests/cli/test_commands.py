@@ -30,7 +30,7 @@ def test_help_needs_neither_torch_nor_httpx():
 
 
 def test_every_command_has_help(run):
-    for command in ("up", "serve", "chat", "train", "jobs", "models", "top", "chips"):
+    for command in ("up", "serve", "chat", "train", "jobs", "batches", "models", "top", "report", "chips"):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -122,6 +122,59 @@ def test_train_refuses_a_file_that_is_not_there(run, server, tmp_path):
 def test_jobs_lists_newest_first(run, server):
     assert run("jobs").output == run("jobs", "list").output
     assert "ftjob-1" in run("jobs").output
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}\n')
+    return path
+
+
+def test_batches_lists_newest_first(run, server):
+    assert run("batches").output == run("batches", "list").output
+    assert "batch-1  " in run("batches").output
+    assert "in_progress       3/4" in run("batches").output
+
+
+def test_batches_create_takes_the_endpoint_from_the_file(run, server, requests):
+    result = run("batches", "create", str(requests), "--window", "1h")
+    assert server.posted[-1] == (
+        "/v1/batches",
+        {"input_file_id": "file-1", "endpoint": "/v1/completions", "completion_window": "1h"},
+    )
+    assert b'name="purpose"\r\n\r\nbatch\r\n' in server.posted[-2][1]
+    assert "coserve batches wait batch-1" in result.output
+
+
+@pytest.mark.parametrize("content", ["", "[]", "no JSON", '{"custom_id": "a"}'])
+def test_batches_create_needs_a_file_of_requests(run, server, tmp_path, content):
+    (tmp_path / "bad.jsonl").write_text(content)
+    result = run("batches", "create", str(tmp_path / "bad.jsonl"))
+    assert result.exit_code == 2
+    assert not server.posted
+
+
+def test_batches_show_says_all_of_it(run, server):
+    assert '"status": "in_progress"' in run("batches", "show", "batch-1").output
+
+
+def test_batches_cancel_says_the_new_status(run, server):
+    assert "cancelling" in run("batches", "cancel", "batch-1").output
+
+
+def test_batches_wait_writes_the_replies(run, server, tmp_path):
+    output = tmp_path / "replies.jsonl"
+    result = run("batches", "wait", "batch-2", "--output", str(output))
+    assert result.exit_code == 0
+    assert "batch-2  2025-10-09" in result.output
+    assert output.read_text() == "{}"
+
+
+def test_batches_wait_says_why_a_batch_failed(run, server):
+    result = run("batches", "wait", "batch-3")
+    assert result.exit_code == 1
+    assert "line 2: The line is not valid JSON." in result.output
 
 
 def test_jobs_cancel_says_the_new_status(run, server):

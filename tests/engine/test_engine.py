@@ -114,6 +114,7 @@ def test_parked_and_preempted_requests_of_any_priority_give_the_same_tokens(
             crowd.append(Collector(engine, ids, priority=number))
             while not crowd[-1].outputs:
                 parked = max(parked, engine.stats().requests_parked)
+                time.sleep(0.0005)
         assert [tokens(c.wait()) for c in crowd] == alone
         stats = engine.stats()
         assert parked or stats.preemptions
@@ -139,7 +140,7 @@ def test_a_queue_full_of_lower_priorities_keeps_no_higher_one_out(checkpoint):
         params = SamplingParams(temperature=0, ignore_eos=True)
         crowd = [Collector(engine, prompt(20), params)]
         while not crowd[0].outputs:
-            pass
+            time.sleep(0.001)
 
         def flood() -> None:
             for _ in range(4):

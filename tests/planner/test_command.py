@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from coserve.chips import find_chip
 from coserve.cli import app
 
 ASKED = [
@@ -94,6 +95,34 @@ def test_a_page_and_a_picture(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_given_price_is_a_rent_and_counts_everywhere() -> None:
+    asked = [*ASKED, "--chip", "MI300X", "--chip", "H100", "--chip", "L40S", "--train-tokens", "50M/day"]
+    before, after = (json.loads(run(*asked, *price, "--json")) for price in ([], ["--chip-price", "mi300x=20"]))
+
+    def change(table: str, figure: str) -> dict[str, float]:
+        was = {row["chip"]: row[figure] for row in before[table]}
+        return {row["chip"]: row[figure] / was[row["chip"]] for row in after[table]}
+
+    times = 20 / find_chip("MI300X").price_per_hour
+    for table, figure in (
+        ("serving", "usd_per_hour"),
+        ("training", "usd"),
+        ("one_cluster_for_both", "usd_saved_per_hour"),
+    ):
+        changed = change(table, figure)
+        assert changed.pop("MI300X") == pytest.approx(times)
+        assert all(other == pytest.approx(1) for other in changed.values())
+    assert after["training"][0]["chip"] != "MI300X"
+    assert [row["price_source"] for row in after["serving"] if row["chip"] == "MI300X"] == ["as given"]
+
+
+def test_a_given_price_takes_the_mark_of_buying_away() -> None:
+    asked = ["plan", "8B", "--rps", "1", "--train-tokens", "1M", "--chip", "Gaudi 3"]
+    assert find_chip("Gaudi 3").bought
+    assert run(*asked).count("*") == 3  # at serving's price, at training's, and where the mark is explained
+    assert run(*asked, "--chip-price", "Gaudi 3=1").count("*") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,7 +131,11 @@ def test_a_page_and_a_picture(tmp_path: Path) -> None:
         (["plan", "lama-3.1-70b", "--rps", "1"], "did you mean .*Llama-3.1-70B"),
         ([*ASKED, "--chip", "H1000"], "unknown chip 'H1000'.*H100 SXM"),
         (["plan", "8B", "--rps", "1", "--ttft", "500"], "ttft: '500' is not a time"),
+        (["plan", "8B", "--rps", "1", "--ttft", "5B"], "ttft: '5B' is not a time"),
         (["plan", "8B", "--train-tokens", "many"], "train-tokens: 'many' is not a number of tokens"),
+        (["plan", "8B", "--train-tokens", "500ms"], "train-tokens: '500ms' is not a number of tokens"),
+        (["plan", "8B", "--train-tokens", "1e999"], "train-tokens: '1e999' is not a number of tokens"),
+        (["plan", "8B", "--train-tokens", "5B", "--deadline", "3M"], "deadline: '3M' is not a time"),
         (["plan", "8B", "--train-tokens", "1B", "--method", "dpo"], "unknown method 'dpo'"),
         (["plan", "8B", "--rps", "1", "--price-in", "-1"], "a price must not be below 0"),
         (["plan", "8B", "--rps", "1", "--chip-price", "H100"], "'H100' is not NAME=USD"),

@@ -131,8 +131,10 @@ def test_costs_add_up_to_the_bill() -> None:
 
 
 def test_a_price_of_ones_own_counts() -> None:
-    plan = on(replace(QUESTION, price_per_hour={"H100 SXM": 10.0}), "H100")
+    plan = plan_on_chip(QUESTION, H100.at_price(10.0))
+    assert isinstance(plan, Plan)
     assert plan.cost.per_hour == 10.0 * plan.chips
+    assert plan.price_source == "as given"
 
 
 def test_ten_thousand_configurations_take_less_than_ten_seconds() -> None:

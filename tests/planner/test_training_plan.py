@@ -104,9 +104,11 @@ def test_an_impossible_deadline_is_refused() -> None:
 
 
 def test_one_cluster_uses_what_serving_leaves() -> None:
-    answer = plan_serving(Question(LLAMA_70B, 20, Requests(1000, 300), Limits(0.5, 0.025)), [H100, find_chip("H200")])
+    chips = [H100, find_chip("H200")]
+    answer = plan_serving(Question(LLAMA_70B, 20, Requests(1000, 300), Limits(0.5, 0.025)), chips)
     small, large = (
-        plan_shared(answer, TrainingQuestion(LLAMA_70B, tokens, 86400, Run("lora"))) for tokens in (1e6, 2e9)
+        plan_shared(answer, plan_training(TrainingQuestion(LLAMA_70B, tokens, 86400, Run("lora")), chips)[0])
+        for tokens in (1e6, 2e9)
     )
     for shared in (*small, *large):
         assert shared.together is not None
@@ -120,7 +122,8 @@ def test_one_cluster_uses_what_serving_leaves() -> None:
 
 def test_full_fine_tuning_cannot_share_the_weights() -> None:
     answer = plan_serving(Question(LLAMA_8B, 5, Requests(1000, 300)), [H100])
-    (shared,) = plan_shared(answer, TrainingQuestion(LLAMA_8B, 1e7, 86400, Run("full")))
+    trained, _ = plan_training(TrainingQuestion(LLAMA_8B, 1e7, 86400, Run("full")), [H100])
+    (shared,) = plan_shared(answer, trained)
     assert shared.together is None and "changes the weights" in shared.why
 
 

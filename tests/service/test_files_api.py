@@ -57,7 +57,7 @@ PURPOSE = field(b"purpose", b"fine-tune")
     [
         (form(FILE), 400, "purpose"),
         (form(PURPOSE), 400, "file"),
-        (form(FILE, field(b"purpose", b"batch")), 400, "purpose"),
+        (form(FILE, field(b"purpose", b"vision")), 400, "purpose"),
         (form(PURPOSE, field(b"file", b"", b'; filename="a"')), 400, "file"),
         (form(FILE, FILE, PURPOSE), 400, "file"),
         (form(FILE, PURPOSE, end=b""), 400, None),

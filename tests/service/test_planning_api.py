@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 from typer.testing import CliRunner
 
 from coserve.chips import catalogue
 from coserve.cli import app
+from coserve.planner import Ask
+from coserve.service.planning import PlanBody
 
 ASKED = {"model": "Llama-3.1-8B", "rps": 20, "ttft": "500ms", "chips": ["H100", "MI300X"], "train_tokens": "50M/day"}
 
@@ -30,6 +33,12 @@ def test_a_plan_is_what_the_command_prints(http) -> None:
     assert reply.json() == json.loads(printed.output)
 
 
+def test_it_takes_all_that_can_be_asked_but_files() -> None:
+    assert set(PlanBody.model_fields) == {field.name for field in fields(Ask)} - {"trace"}
+    made = Ask(**PlanBody.model_validate_json('{"model": "8B", "trace": "/etc/passwd", "more": 1}').model_dump())
+    assert made == Ask("8B")
+
+
 @pytest.mark.parametrize(
     ("change", "param", "message"),
     [
@@ -38,6 +47,9 @@ def test_a_plan_is_what_the_command_prints(http) -> None:
         ({"chips": ["this"]}, "chips", "on the command line only"),
         ({"chips": ["H1000"]}, "chip", "H100 SXM"),
         ({"method": "dpo"}, "method", "full"),
+        ({"chips": "H100"}, "chips", "array"),
+        ({"chip_price": {"H100": "cheap"}}, "chip_price.H100", "number"),
+        ({"peak": "2"}, "peak", "number"),
         ({"rps": None, "train_tokens": None}, "rps", "say what is wanted"),
     ],
 )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Confidence = Literal["read", "secondary", "estimated", "measured"]
+Confidence = Literal["read", "secondary", "estimated", "measured", "given"]
 Kind = Literal["gpu", "cpu", "tpu", "accelerator", "dataflow"]
 Topology = Literal["switch", "ring"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number and its origin. `read`: in the maker's own page; `estimated`, `measured`: `source` says how."""
+    """One number and its origin. `read`: in the maker's own page; `estimated`, `measured`: `source` says how; `given`:
+    by who asks."""
 
     value: float
     source: str
@@ -68,6 +69,11 @@ class ChipSpec:
         """Whether the price an hour is that of buying, spread over its use, and not of renting."""
         figure = self.figures.get("price_per_hour")
         return figure is not None and "amortised" in figure.source
+
+    def at_price(self, usd: float) -> ChipSpec:
+        """The same chip, rented for that an hour."""
+        given = Figure(usd, "as given", "", "given")
+        return replace(self, price_per_hour=usd, figures={**self.figures, "price_per_hour": given})
 
     @property
     def measured(self) -> bool:

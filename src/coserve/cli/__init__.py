@@ -1,8 +1,8 @@
-"""The command line: `coserve up | serve | gateway | chat | train | jobs | models | top | chips | plan`.
+"""The command line: `coserve up`, `serve`, `gateway`, `chat`, `plan` and the rest (`coserve --help` lists them).
 
 One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
 quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak
-HTTP to a running server through `coserve.client`.
+HTTP to a running server through `coserve.client`; `keys` and `projects` do so, or open the database themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import chat, chips, gateway, jobs, models, plan, serve, top, train, up
+from coserve.cli import batches, chat, chips, gateway, jobs, keys, models, plan, projects, report, serve, top, train, up
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -48,8 +48,12 @@ app.command()(gateway.gateway)
 app.command()(chat.chat)
 app.command()(train.train)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(batches.app, name="batches")
 app.command()(models.models)
 app.command()(top.top)
+app.command()(report.report)
+app.add_typer(keys.app, name="keys")
+app.add_typer(projects.app, name="projects")
 app.command()(chips.chips)
 app.command()(plan.plan)
 

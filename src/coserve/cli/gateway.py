@@ -14,6 +14,7 @@ def gateway(
     port: options.Port = None,
     api_key: ApiKey = None,
     config: options.Config = None,
+    tiers: options.Tiers = None,
     log_level: options.LogLevel = None,
 ) -> None:
     """Serve the models of other OpenAI-compatible servers, with this one's keys, tiers, limits and ledger."""
@@ -21,6 +22,13 @@ def gateway(
 
     run_gateway(
         serve_settings(
-            config, upstreams=upstreams, home=home, host=host, port=port, api_key=api_key, log_level=log_level
+            config,
+            upstreams=upstreams,
+            home=home,
+            host=host,
+            port=port,
+            api_key=api_key,
+            tiers=tiers,
+            log_level=log_level,
         )
     )

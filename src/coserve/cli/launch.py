@@ -44,8 +44,10 @@ def run(
 
     from coserve.engine import EngineConfig
     from coserve.service import run_server
+    from coserve.service.tiers import read_tiers, tiers_path
 
-    _models_elsewhere(settings)  # a mistake in the file should cost no loading
+    read_tiers(tiers_path(settings.tiers, settings.home))  # a mistake in a file should not cost the loading
+    _models_elsewhere(settings)
     run_server(
         _service_settings(settings, keys),
         settings.model,
@@ -85,6 +87,7 @@ def _service_settings(settings: ServeSettings, keys: Keys) -> Settings:
         host=settings.host,
         port=settings.port,
         api_key=keys.configured,
+        tiers=settings.tiers,
         upstreams=settings.upstreams,
     )
 

@@ -24,6 +24,7 @@ def serve(
     protect: options.Protect = None,
     config: options.Config = None,
     name: options.Name = None,
+    tiers: options.Tiers = None,
     upstreams: options.Upstreams = None,
     log_level: options.LogLevel = None,
 ) -> None:
@@ -40,6 +41,7 @@ def serve(
         api_key=api_key,
         protect=protect,
         name=name,
+        tiers=tiers,
         upstreams=upstreams,
         log_level=log_level,
     )

@@ -35,7 +35,14 @@ Protect = Annotated[
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of these options.")]
 Upstreams = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Other servers behind this one (default: upstreams.yaml in the home directory)."),
+    typer.Option(
+        metavar="FILE",
+        help="YAML file of other servers behind this. COSERVE_UPSTREAMS, else upstreams.yaml in the home.",
+    ),
+]
+Tiers = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="YAML file of the tiers. COSERVE_TIERS, else tiers.yaml in the home directory."),
 ]
 Name = Annotated[str | None, typer.Option(help="Model name that clients use (default: the model's own).")]
 LogLevel = Annotated[
@@ -55,6 +62,7 @@ class ServeSettings:
     api_key: str | None = field(default=None, repr=False)
     protect: float | Literal["goals"] = 1.10
     name: str | None = None
+    tiers: Path | None = None
     log_level: str = "info"
     upstreams: Path | None = None
 
@@ -68,6 +76,7 @@ class ServeSettings:
             self.protect == "goals" or (isinstance(self.protect, float) and 1 <= self.protect < float("inf")),
             "a factor of at least 1, or goals",
         )
+        _check("tiers", self.tiers, self.tiers is None or isinstance(self.tiers, Path), "a file")
         for option in ("model", "host", "api_key", "name"):
             value = getattr(self, option)
             shown = value if option != "api_key" else "..."
@@ -84,8 +93,9 @@ def serve_settings(config: Path | None = None, **options: Any) -> ServeSettings:
     }
     if "home" in given or config is not None:
         given["home"] = home_directory(given.get("home"))
-    if "upstreams" in given:
-        given["upstreams"] = Path(given["upstreams"]).expanduser()
+    for option in ("tiers", "upstreams"):
+        if isinstance(given.get(option), str):
+            given[option] = Path(given[option]).expanduser()
     if "protect" in given:
         given["protect"] = _protect(given["protect"])
     return ServeSettings(**given)
@@ -97,7 +107,7 @@ def _check(option: str, value: object, ok: bool, wanted: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    names = {"home": "COSERVE_HOME", "api_key": "COSERVE_API_KEY", "upstreams": "COSERVE_UPSTREAMS"}
+    names = {option: f"COSERVE_{option.upper()}" for option in ("home", "api_key", "tiers", "upstreams")}
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
 
 

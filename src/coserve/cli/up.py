@@ -36,6 +36,7 @@ def up(
     protect: options.Protect = None,
     config: options.Config = None,
     name: options.Name = None,
+    tiers: options.Tiers = None,
     log_level: options.LogLevel = None,
 ) -> None:
     """Serve a model, fine-tune it on the same engine meanwhile, and watch."""
@@ -53,6 +54,7 @@ def up(
         api_key=api_key,
         protect=protect,
         name=name,
+        tiers=tiers,
         log_level=log_level,
     )
     companions: list[BaseProcess] = []

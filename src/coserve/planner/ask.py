@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coserve.chips import ChipSpec, find_chip
+from coserve.chips import ChipSpec, catalogue, find_chip
 from coserve.errors import InvalidRequest
 from coserve.planner.economics import Prices
 from coserve.planner.quantities import seconds, tokens
@@ -61,16 +61,23 @@ def plan(ask: Ask, shape: ModelShape | None = None) -> Report:
     shape = shape or load_shape(ask.model)
     question = _question(ask, shape) if ask.rps is not None or ask.trace is not None else None
     training = _training(ask, shape) if ask.train_tokens is not None else None
-    chips = [_chip(name, ask.weights) for name in ask.chips] or None
+    chips = _chips(ask)
     answer = plan_serving(question, chips) if question else None
     trained = plan_training(training, chips) if training else None
-    shared = plan_shared(answer, training) if answer and training else ()
+    shared = plan_shared(answer, trained[0]) if answer and trained else ()
     return Report(shape, answer, trained, shared)
 
 
 def plan_by_name(ask: Ask) -> Row:
     """The answer as JSON, of a known model or a size: no file is looked at."""
     return as_json(plan(ask, named_shape(ask.model)))
+
+
+def _chips(ask: Ask) -> list[ChipSpec]:
+    """Those named, or the whole catalogue, at the prices given."""
+    prices = _chip_prices(ask)
+    chips = [_chip(name, ask.weights) for name in ask.chips] or catalogue()
+    return [chip.at_price(prices[chip.name]) if chip.name in prices else chip for chip in chips]
 
 
 def _chip(name: str, weights: str | None) -> ChipSpec:
@@ -103,7 +110,6 @@ def _question(ask: Ask, shape: ModelShape) -> Question:
         cache=ask.cache,
         engine=ask.engine,
         prices=_prices(ask),
-        price_per_hour=_chip_prices(ask),
     )
 
 

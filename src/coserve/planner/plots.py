@@ -2,104 +2,33 @@
 
 from __future__ import annotations
 
-import html
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from coserve.errors import InvalidRequest
 from coserve.planner import report as rows
+from coserve.planner.page import COLOURS, INK, MUTED, Drawing, figures, legend_above, page, picture, table, text, write
 from coserve.planner.report import Report
 from coserve.planner.serving import closed_loop
 from coserve.planner.serving_plan import Answer, Plan
 
-INK, MUTED, RULE = "#1d2433", "#667085", "#d0d5dd"
-COLOURS = ("#2457d6", "#d6502b", "#1b8a5a", "#8a3fc7", "#b8860b", "#0e8fa3", "#c2307a", "#5b6b2d")
 SHOWN = 8
 """Chips in a plot: more cannot be told apart."""
 
 
 def write_png(report: Report, path: Path) -> None:
     """Every plot of the report, in one picture. Raises `InvalidRequest` without matplotlib."""
-    plt = _pyplot()
-    drawings = _drawings(report)
-    figure, axes = plt.subplots(len(drawings), 1, figsize=(9, 5.2 * len(drawings)), squeeze=False)
-    for axis, (title, draw) in zip(axes[:, 0], drawings, strict=True):
-        draw(axis)
-        _finish(axis, title)
-    figure.tight_layout(h_pad=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    plt.close(figure)
-    _write(path, buffer.getvalue())
+    write(path, picture(_drawings(report)))
 
 
 def write_html(report: Report, path: Path) -> None:
     """A page with the tables and the plots in it, which needs nothing else. Raises `InvalidRequest` likewise."""
-    plt = _pyplot()
-    pictures = []
-    for title, draw in _drawings(report):
-        figure, axis = plt.subplots(figsize=(9, 5))
-        draw(axis)
-        _finish(axis, "")
-        figure.tight_layout()
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
-        svg = buffer.getvalue()
-        pictures.append(f"<figure><figcaption>{title}</figcaption>{svg[svg.index('<svg') :]}</figure>")
-    _write(path, _page(report, pictures).encode())
+    write(path, _page(report, figures(_drawings(report))).encode())
 
 
-def _write(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}", param="html") from error
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise InvalidRequest("plots need matplotlib: pip install 'coserve[plots]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "font.size": 10,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": MUTED,
-            "ytick.color": MUTED,
-            "axes.edgecolor": RULE,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "svg.fonttype": "path",
-        }
-    )
-    return plt
-
-
-def _finish(axis: Any, title: str) -> None:
-    axis.set_title(title, loc="left", fontweight="bold", pad=22)
-    axis.grid(True, color=RULE, linewidth=0.5)
-    axis.set_axisbelow(True)
-
-
-def _legend_above(axis: Any) -> None:
-    """Where bars cannot hide it."""
-    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9)
-
-
-def _drawings(report: Report) -> list[tuple[str, Any]]:
-    """(title, function that draws on an axis)"""
-    found: list[tuple[str, Any]] = []
+def _drawings(report: Report) -> list[Drawing]:
+    found: list[Drawing] = []
     if report.answer and report.answer.plans:
         answer = report.answer
         shown = answer.plans[:SHOWN]
@@ -133,7 +62,7 @@ def _parts(axis: Any, plans: Sequence[Plan]) -> None:
         axis.barh(names, widths, left=left, color=colour, label=label, height=0.6)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axis.set_xlabel("ms of a decode step")
-    _legend_above(axis)
+    legend_above(axis)
 
 
 def _roofline(axis: Any, plans: Sequence[Plan]) -> None:
@@ -236,57 +165,30 @@ def _clusters(axis: Any, shared: Sequence[Any]) -> None:
     )
     axis.set_yticks(list(places), names)
     axis.set_xlabel("chips")
-    _legend_above(axis)
-
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1d2433;max-width:88rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.2rem} h2{margin-top:2.2rem;font-size:1.15rem}
-table{border-collapse:collapse;width:100%;font-size:.78rem;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .4rem;border-bottom:1px solid #d0d5dd;text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left} th{color:#667085;font-weight:600}
-tbody tr:first-child{font-weight:600} .wide{overflow-x:auto} li{font-size:.88rem;color:#475467}
-figure{margin:1.6rem 0;break-inside:avoid} figcaption{font-weight:600} svg{width:100%;height:auto}
-footer{margin-top:2rem;color:#667085;font-size:.82rem}
-@media print{body{max-width:none;margin:0;font-size:11px} table{font-size:8.5px} .wide{overflow:visible}}
-"""
+    legend_above(axis)
 
 
 def _page(report: Report, pictures: Sequence[str]) -> str:
     lines = rows.headline(report)
-    parts = [f"<h1>{_text(report.shape.name)}: which chips, how many, at what cost</h1>"]
-    parts += [f"<p>{_text(line)}</p>" for line in lines]
+    parts = [f"<h1>{text(report.shape.name)}: which chips, how many, at what cost</h1>"]
+    parts += [f"<p>{text(line)}</p>" for line in lines]
     if report.answer:
         cells = [rows.serving_cells(plan) for plan in report.answer.plans]
-        parts += ["<h2>Serving</h2>", _table(rows.SERVING_COLUMNS, cells), _list(report.answer.refusals)]
+        parts += ["<h2>Serving</h2>", table(rows.SERVING_COLUMNS, cells), _list(report.answer.refusals)]
     parts += ["<h2>Pictures</h2>", *pictures]
     if report.shared:
         cells = [rows.shared_cells(shared) for shared in report.shared]
-        parts += ["<h2>One cluster for both, beside two</h2>", _table(rows.SHARED_COLUMNS, cells)]
+        parts += ["<h2>One cluster for both, beside two</h2>", table(rows.SHARED_COLUMNS, cells)]
     if report.trained:
         cells = [rows.training_cells(plan) for plan in report.trained[0]]
-        parts += ["<h2>Training</h2>", _table(rows.TRAINING_COLUMNS, cells), _list(report.trained[1])]
+        parts += ["<h2>Training</h2>", table(rows.TRAINING_COLUMNS, cells), _list(report.trained[1])]
     parts.append(
         "<footer>By coserve plan, from the roofline, the chips' stated figures and constants fitted on published "
         f"measurements. How right it is: docs/planner.md. Energy is at the chips' stated power. {rows.PRICES}.</footer>"
     )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(report.shape.name)}: plan</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style>'
-        f"<body>{''.join(parts)}</body></html>"
-    )
-
-
-def _table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in cells)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return page(f"{report.shape.name}: plan", parts)
 
 
 def _list(refusals: Sequence[rows.Refusal]) -> str:
-    items = "".join(f"<li>{_text(r.chip.name)}: {_text(r.why)}</li>" for r in refusals)
+    items = "".join(f"<li>{text(r.chip.name)}: {text(r.why)}</li>" for r in refusals)
     return f"<p>These cannot:</p><ul>{items}</ul>" if items else ""
-
-
-def _text(value: str) -> str:
-    return html.escape(value)

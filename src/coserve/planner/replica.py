@@ -71,7 +71,7 @@ class Replica:
     layout: Layout = ONE_CHIP
     weights: str = "bfloat16"  # number format of the matrices
     cache: str = "bfloat16"  # of keys and values
-    engine: str = "vllm"  # the software: a name in `constants.prompt_layer`
+    engine: str = "vllm"  # the software: a name in `constants.first_token`
     constants: Constants = FITTED
 
     # --- memory -------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ class Replica:
         """Seconds that the server takes beside a prompt's pass until the first token is out."""
         if self.chip.kind in ("cpu", "dataflow"):
             return 0.0
-        return self.constants.first_token + self.shape.layers * self.constants.prompt_layer[self.engine]
+        return self.constants.first_token[self.engine]
 
     def prompt_share(self, step: Seconds, tokens: float, before: float = 0.0) -> float:
         """Seconds that a prompt adds to a decode step that runs anyway: what of its arithmetic does not hide behind

@@ -141,7 +141,7 @@ def serving_cells(plan: Plan) -> tuple[str, ...]:
         f"{plan.mbu:.0%}",
         f"{plan.mfu:.0%}",
         plan.bound,
-        dollars(cost.per_hour) + (BOUGHT if _bought(plan) else ""),
+        dollars(cost.per_hour) + (BOUGHT if plan.chip.bought else ""),
         dollars(cost.per_million_input),
         dollars(cost.per_million_output),
         f"{cost.kwh_per_million_output:.2g}",
@@ -159,10 +159,6 @@ def training_cells(plan: TrainingPlan) -> tuple[str, ...]:
         f"{sum(plan.memory.values()) / 1e9:.0f} GB",
         dollars(plan.cost) + (BOUGHT if plan.cost is not None and plan.chip.bought else ""),
     )
-
-
-def _bought(plan: Plan) -> bool:
-    return plan.chip.bought and plan.chip.name not in plan.question.price_per_hour
 
 
 def shared_cells(shared: Shared) -> tuple[str, ...]:

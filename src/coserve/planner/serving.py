@@ -16,6 +16,8 @@ MOST_RUNNING = 2048
 """Sequences that a replica runs at once at most; engines' defaults lie between 256 and 2048."""
 CHUNK = 2048
 """Tokens of a prompt that share a step with decoding at most (chunked prefill)."""
+AHEAD = 1
+"""Steps that engines launch before the running one is done: a prompt joins the next one only."""
 DRAFT_COST = 0.05
 """Of a decode step, for each token that is drafted: EAGLE-like heads are a layer of some tens."""
 
@@ -83,7 +85,7 @@ def closed_loop(replica: Replica, requests: Requests, concurrency: float, per_us
     tpot = seconds / requests.tokens_per_step + share * others / requests.output
     cycle = own.total + requests.output * tpot
     start = others * own.total / (2 * per_user) if per_user else 0.0
-    first = replica.first_token + own.total + start
+    first = replica.first_token + (0.5 + AHEAD) * step.total + own.total + start
     rate = running / (cycle + first - own.total)
     busy = min(1.0, rate * share)
     return Serving(running, tpot, first + (concurrency - running) / rate, step, own, share, busy, rate)
@@ -103,8 +105,7 @@ def open_loop(replica: Replica, requests: Requests, rate: float) -> Serving | No
         low, high = (middle, high) if closed_loop(replica, requests, middle).rate < rate else (low, middle)
     found = closed_loop(replica, requests, high)
     wait = found.share * found.busy / (1 - found.busy) if found.busy < 1 else math.inf
-    ttft = found.ttft + wait + found.step.total / 2
-    return replace(found, ttft=ttft, rate=min(rate, found.rate))
+    return replace(found, ttft=found.ttft + wait, rate=min(rate, found.rate))
 
 
 def crowded(running: float) -> float:
@@ -130,7 +131,7 @@ def tail(replica: Replica, requests: Requests, serving: Serving) -> Tail:
     chunks = max(1.0, requests.computed / CHUNK)
     with_prompt = serving.rate * chunks * worst.step.total  # share of the steps that carry a chunk
     itl = worst.step.total + (serving.share / chunks if with_prompt > 0.01 else 0.0)
-    first = replica.first_token + serving.prompt.total + worst.step.total
+    first = replica.first_token + (1 + AHEAD) * worst.step.total + serving.prompt.total
     return Tail(first + queue, worst.tpot, itl)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from coserve.chips import ChipSpec, catalogue
 from coserve.errors import InvalidRequest
@@ -41,7 +41,6 @@ class Question:
     cache: str = "bfloat16"
     engine: str = "vllm"
     prices: Prices | None = None
-    price_per_hour: Mapping[str, float] = field(default_factory=dict)  # of a chip, by name, instead of the catalogue's
 
     def __post_init__(self) -> None:
         _positive("rps", self.rate)
@@ -56,7 +55,7 @@ class Question:
         if self.weights is not None:
             number_format(self.weights)
         number_format(self.cache)
-        engines = FITTED.prompt_layer
+        engines = FITTED.first_token
         if self.engine not in engines:
             raise InvalidRequest(f"unknown engine {self.engine!r}; known are {', '.join(engines)}", param="engine")
 
@@ -81,10 +80,10 @@ class Plan:
     @property
     def price_source(self) -> str | None:
         """What kind of price the cost is made of, and where it was read."""
-        if self.chip.name in self.question.price_per_hour:
-            return "as given"
         figure = self.chip.figures.get("price_per_hour")
-        return f"{figure.source} ({figure.date})" if figure else None
+        if figure is None:
+            return None
+        return f"{figure.source} ({figure.date})" if figure.date else figure.source
 
     @property
     def layout(self) -> Layout:
@@ -189,10 +188,9 @@ def _plan(question: Question, replica: Replica) -> Plan | None:
     prompts = _prompt_replicas(question, replica, best) if requests.elsewhere else 0
     if serving is None or prompts is None:
         return None
-    price = question.price_per_hour.get(replica.chip.name, replica.chip.price_per_hour)
     cost = serving_cost(
         chips=(count + prompts) * replica.layout.chips,
-        price_per_hour=price,
+        price_per_hour=replica.chip.price_per_hour,
         power=replica.chip.power,
         rate=question.rate,
         prompt=requests.prompt,

@@ -140,17 +140,14 @@ class Shared:
         return None if price is None or self.together is None else (self.apart - self.together) * price
 
 
-def plan_shared(answer: Answer, question: TrainingQuestion, constants: Constants = FITTED) -> tuple[Shared, ...]:
-    """For each chip that serves the load and can train: one cluster for both, beside two. Cheapest first.
+def plan_shared(answer: Answer, trained: Iterable[TrainingPlan]) -> tuple[Shared, ...]:
+    """For each chip that has a plan to serve and one to train: one cluster for both, beside two. Cheapest first.
 
     Training runs where serving leaves arithmetic idle (fused into decode steps up to the roofline, and between them),
     on the same copy of the weights: adapters only. Each chip more adds all its arithmetic.
     """
-    found = []
-    for plan in answer.plans:
-        training = training_on_chip(question, plan.chip, constants)
-        if isinstance(training, TrainingPlan):
-            found.append(_share(plan, training))
+    training = {plan.chip.name: plan for plan in trained}
+    found = [_share(plan, training[plan.chip.name]) for plan in answer.plans if plan.chip.name in training]
     return tuple(sorted(found, key=_cheapest))
 
 

@@ -7,8 +7,22 @@ spoken to only through `coserve.engine` and `coserve.training`, and what comes f
 to the loop by one mailbox.
 """
 
-from coserve.service.app import create_app
-from coserve.service.server import Server, run_server, serve
-from coserve.service.settings import Settings
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coserve.service.app import create_app
+    from coserve.service.server import Server, run_server, serve
+    from coserve.service.settings import Settings
 
 __all__ = ["Server", "Settings", "create_app", "run_server", "serve"]
+_HOMES = {"Server": "server", "Settings": "settings", "create_app": "app", "run_server": "server", "serve": "server"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when it is first used: the command line makes keys without an engine."""
+    if name in _HOMES:
+        return getattr(import_module(f"coserve.service.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'coserve.service' has no attribute {name!r}")

@@ -13,7 +13,9 @@ from starlette.routing import Route
 
 from coserve.errors import CoserveError
 from coserve.service import chat, completions, files, fine_tuning, models, operations, planning
+from coserve.service.admin.routes import ROUTES as ADMIN_ROUTES
 from coserve.service.auth.door import Door
+from coserve.service.batches import routes as batches
 from coserve.service.errors import Guard, handle
 from coserve.service.jobs import Training
 from coserve.service.metrics import Counted
@@ -44,12 +46,17 @@ ROUTES = [
     Route(JOBS + "/{job_id}/resume", fine_tuning.resume_job, methods=["POST"]),
     Route(JOBS + "/{job_id}/events", fine_tuning.list_events),
     Route(JOBS + "/{job_id}/checkpoints", fine_tuning.list_checkpoints),
+    Route("/v1/batches", batches.list_batches),
+    Route("/v1/batches", batches.create_batch, methods=["POST"]),
+    Route("/v1/batches/{batch_id}", batches.retrieve_batch),
+    Route("/v1/batches/{batch_id}/cancel", batches.cancel_batch, methods=["POST"]),
     Route("/v1/chips", planning.list_chips),
     Route("/v1/plan", planning.create_plan, methods=["POST"]),
     Route("/health", operations.health),
     Route("/metrics", operations.metrics),
     Route("/coserve/stats", operations.stats),
     Route("/coserve/upstreams", operations.upstreams),
+    *ADMIN_ROUTES,
 ]
 
 

@@ -18,7 +18,6 @@ from coserve.errors import InvalidRequest
 from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
-from coserve.service.auth.keys import Key
 from coserve.service.bodies import Body, parse_json, read_body, unsupported
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import chat_logprob
@@ -28,6 +27,7 @@ from coserve.service.upstreams.answering import answer
 from coserve.service.upstreams.asking import Asking
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
 
@@ -132,6 +132,13 @@ async def create_chat_completion(http: HTTPRequest) -> Response:
 
 
 async def _complete_here(service: Service, key: Key, body: ChatBody) -> Response:
+    return (await prepare_chat(service, key, body)).response(body.stream)
+
+
+async def prepare_chat(
+    service: Service, key: Key, body: ChatBody, *, batch_id: str | None = None, usage_id: str | None = None
+) -> Chat:
+    """The answer to `body`, to be generated. Raises what is wrong with it, or not open to the key."""
     service.check_model(body.model, key)
     body.refuse_unsupported()
     params = body.sampling(service.sampling_defaults, max_tokens=body.most_tokens, logprobs=body.number_of_logprobs())
@@ -139,10 +146,19 @@ async def _complete_here(service: Service, key: Key, body: ChatBody) -> Response
     size = sum(len(turn["content"]) for turn in turns)
     prompt = await service.offload(size, service.engine.tokenizer.apply_chat_template, turns)
     check_choices(1, body.n or 1, service.settings.max_choices)
-    wish = Wish("chat", body.model, len(prompt), len(prompt), body.n or 1, params.max_tokens, body.service_tier)
+    wish = Wish(
+        "chat",
+        body.model,
+        len(prompt),
+        len(prompt),
+        body.n or 1,
+        params.max_tokens,
+        body.service_tier,
+        batch_id=batch_id,
+        usage_id=usage_id,
+    )
     passage = service.admission.passage(key, wish)
-    chat = Chat(service, body, choices([prompt], params, body.model, body.n or 1, passage), passage)
-    return chat.response(body.stream)
+    return Chat(service, body, choices([prompt], params, body.model, body.n or 1, passage), passage)
 
 
 @dataclass

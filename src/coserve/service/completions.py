@@ -17,7 +17,6 @@ from coserve.errors import InvalidRequest
 from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
-from coserve.service.auth.keys import Key
 from coserve.service.bodies import parse_json, read_body, unsupported
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import CompletionLogprobs
@@ -27,6 +26,7 @@ from coserve.service.upstreams.answering import answer
 from coserve.service.upstreams.asking import Asking
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, of old
@@ -76,6 +76,13 @@ async def create_completion(http: HTTPRequest) -> Response:
 
 
 async def _complete_here(service: Service, key: Key, body: CompletionBody) -> Response:
+    return (await prepare_completion(service, key, body)).response(body.stream)
+
+
+async def prepare_completion(
+    service: Service, key: Key, body: CompletionBody, *, batch_id: str | None = None, usage_id: str | None = None
+) -> Completion:
+    """The answer to `body`, to be generated. Raises what is wrong with it, or not open to the key."""
     service.check_model(body.model, key)
     body.refuse_unsupported()
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -94,11 +101,13 @@ async def _complete_here(service: Service, key: Key, body: CompletionBody) -> Re
         max_tokens,
         body.service_tier,
         param="prompt",
+        batch_id=batch_id,
+        usage_id=usage_id,
     )
     passage = service.admission.passage(key, wish)
     echoes = await service.offload(size, _echoes, service, body, prompts)
     requests = choices(prompts, params, body.model, n, passage)
-    return Completion(service, body, prompts, requests, echoes, passage).response(body.stream)
+    return Completion(service, body, prompts, requests, echoes, passage)
 
 
 def _encode(service: Service, prompts: Sequence[str | list[int]]) -> list[list[int]]:

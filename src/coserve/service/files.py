@@ -1,4 +1,4 @@
-"""/v1/files: training data in, results out. The bytes are in `home/files`, the rest in the database."""
+"""/v1/files: training data and batches in, results out. The bytes are in `home/files`, the rest in the database."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from coserve.errors import Conflict, InvalidRequest, NotFound
 from coserve.service.auth.door import key_of
+from coserve.service.batches import states
 from coserve.service.ids import new_id, now
 from coserve.service.paging import listing, page
-from coserve.service.tables import FileRow, JobRow
+from coserve.service.tables import BatchRow, FileRow, JobRow
 from coserve.service.uploads import receive_form
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 TRAINING = "fine-tune"
 RESULTS = "fine-tune-results"
+BATCH = "batch"
+UPLOADED = (TRAINING, BATCH)
 UNFINISHED = ("validating_files", "queued", "running", "paused")
 
 
@@ -58,7 +61,7 @@ async def create_file(http: Request) -> Response:
     draft = path.with_suffix(".part")
     form = await receive_form(http, draft, service.settings.max_file_bytes)
     try:
-        _check_form(form.fields.get("purpose"), form.size)
+        purpose = _check_form(form.fields.get("purpose"), form.size)
         draft.replace(path)
     except BaseException:
         form.discard()
@@ -66,7 +69,7 @@ async def create_file(http: Request) -> Response:
     row = FileRow(
         id=file_id,
         filename=form.filename or "file",
-        purpose=TRAINING,
+        purpose=purpose,
         bytes=form.size,
         created_at=now(),
         project_id=key_of(http).project.id,
@@ -76,13 +79,16 @@ async def create_file(http: Request) -> Response:
     return JSONResponse(file_object(row))
 
 
-def _check_form(purpose: str | None, size: int) -> None:
+def _check_form(purpose: str | None, size: int) -> str:
+    """The purpose. Raises `InvalidRequest`."""
     if purpose is None:
         raise InvalidRequest("'purpose' is required.", param="purpose", code="missing_required_parameter")
-    if purpose != TRAINING:
-        raise InvalidRequest(f"'purpose' is {purpose!r}; only {TRAINING!r} is supported.", param="purpose")
+    if purpose not in UPLOADED:
+        known = " and ".join(map(repr, UPLOADED))
+        raise InvalidRequest(f"'purpose' is {purpose!r}; {known} are supported.", param="purpose")
     if size == 0:
         raise InvalidRequest("The file is empty.", param="file")
+    return purpose
 
 
 async def list_files(http: Request) -> Response:
@@ -112,7 +118,7 @@ async def file_content(http: Request) -> Response:
 
 
 async def delete_file(http: Request) -> Response:
-    """A file that a job still needs stays: the job may have to read it again after a restart."""
+    """A file that a job or a batch still needs stays: it may have to be read again after a restart."""
     service: Service = http.app.state.service
     async with service.database.write() as session:
         row = await find_file(session, http.path_params["file_id"], key_of(http).project.id)
@@ -120,20 +126,27 @@ async def delete_file(http: Request) -> Response:
         job = await session.scalar(select(JobRow.id).where(uses, JobRow.status.in_(UNFINISHED)))
         if job is not None:
             raise Conflict(f"The file {row.id!r} is in use by the job {job!r}.", code="file_in_use")
+        batch = await session.scalar(
+            select(BatchRow.id).where(BatchRow.input_file == row.id, BatchRow.status.in_(states.UNFINISHED))
+        )
+        if batch is not None:
+            raise Conflict(f"The file {row.id!r} is in use by the batch {batch!r}.", code="file_in_use")
         await session.delete(row)
     (service.settings.files_directory / row.id).unlink(missing_ok=True)
     return JSONResponse({"id": row.id, "object": "file", "deleted": True})
 
 
-async def adopt_file(session: AsyncSession, directory: Path, source: Path, project: str) -> FileRow:
-    """Make a result of a job a file of its own: it outlives the job's directory.
+async def adopt_file(
+    session: AsyncSession, directory: Path, source: Path, project: str, purpose: str = RESULTS
+) -> FileRow:
+    """Make a result of a job or a batch a file of its own: it outlives the directory that it is in.
 
     Raises: `OSError` if it cannot be read.
     """
     file_id = new_id("file")
     await asyncio.to_thread(_link_or_copy, source, directory / file_id)
     size = (directory / file_id).stat().st_size
-    row = FileRow(id=file_id, filename=source.name, purpose=RESULTS, bytes=size, created_at=now(), project_id=project)
+    row = FileRow(id=file_id, filename=source.name, purpose=purpose, bytes=size, created_at=now(), project_id=project)
     session.add(row)
     return row
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any, get_type_hints
 
+from pydantic import create_model
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,30 +19,15 @@ from coserve.planner.ask import THIS, Ask, plan_by_name
 from coserve.service.bodies import Body, parse
 
 
-class PlanBody(Body):
-    """As `Ask`, without what would read files or measure the machine of the server."""
+def _body() -> type[Body]:
+    """`Ask`'s fields and defaults, without what would read files of the server."""
+    types = get_type_hints(Ask)
+    known = {f.name: (types[f.name], ... if f.default is MISSING else f.default) for f in fields(Ask)}
+    del known["trace"]
+    return create_model("PlanBody", __base__=Body, **known)  # type: ignore[call-overload, no-any-return]
 
-    model: str
-    rps: float | None = None
-    prompt: float = 1000
-    output: float = 300
-    ttft: str | None = None
-    itl: str | None = None
-    peak: float | None = None
-    train_tokens: str | None = None
-    method: Literal["full", "lora", "qlora"] = "lora"
-    deadline: str = "24h"
-    chips: tuple[str, ...] = ()
-    weights: str | None = None
-    cache: str = "bfloat16"
-    engine: str = "vllm"
-    prefix_hit: float = 0.0
-    drafted: int = 0
-    acceptance: float = 0.7
-    disaggregated: bool = False
-    price_in: float | None = None
-    price_out: float | None = None
-    chip_price: dict[str, float] | None = None
+
+PlanBody = _body()
 
 
 async def list_chips(http: Request) -> Response:
@@ -50,9 +36,10 @@ async def list_chips(http: Request) -> Response:
 
 async def create_plan(http: Request) -> Response:
     body = await parse(http, PlanBody)
-    if THIS in body.chips:
+    ask = Ask(**body.model_dump())
+    if THIS in ask.chips:
         raise InvalidRequest("'chips': this machine can be measured on the command line only.", param="chips")
-    return JSONResponse(await run_in_threadpool(_elsewhere, Ask(**body.model_dump())))
+    return JSONResponse(await run_in_threadpool(_elsewhere, ask))
 
 
 def _elsewhere(ask: Ask) -> dict[str, Any]:

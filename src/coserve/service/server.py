@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from coserve.errors import CoserveError
+from coserve.errors import CoserveError, InvalidRequest
 from coserve.service.app import create_app
 from coserve.service.jobs import Training
 from coserve.service.protocol import BoundedProtocol
@@ -55,6 +55,7 @@ class Server:
         self._training = training
         self._thread: threading.Thread | None = None
         self._uvicorn: uvicorn.Server | None = None
+        self._service: Service | None = None
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._failure: BaseException | None = None
@@ -111,6 +112,7 @@ class Server:
         assert self._uvicorn is not None
         async with service:
             self.new_key = service.new_key
+            self._service = service
             serving = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
             while not self._uvicorn.started and not serving.done():
                 await asyncio.sleep(0.005)
@@ -124,6 +126,12 @@ class Server:
     def request_stop(self) -> None:
         """Make `wait` return. Safe in a signal handler."""
         self._stopping.set()
+
+    def reload_tiers(self) -> None:
+        """Read the tiers' file again; what is wrong with it is logged. Safe in a signal handler."""
+        if self._service is not None:
+            with contextlib.suppress(InvalidRequest):
+                self._service.reload_tiers()
 
     def stop(self) -> None:
         """Accept nothing new, let running replies end for `drain_seconds`, then stop the engine. Idempotent.
@@ -179,8 +187,11 @@ def run_server(
 
 
 def serve(server: Server, *, on_ready: Callable[[Server], None] | None = None) -> None:
-    """Run a server until SIGTERM or Ctrl-C; `on_ready` is called once it answers. For the main thread."""
-    with stopping_on_signals(server):
+    """Run a server until SIGTERM or Ctrl-C; SIGHUP reads its tiers again. `on_ready` is called once it answers.
+
+    For the main thread.
+    """
+    with stopping_on_signals(server), reloading_on_hangup(server):
         server.start()
         try:
             if on_ready is not None:
@@ -206,3 +217,17 @@ def stopping_on_signals(server: Server) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def reloading_on_hangup(server: Server) -> Iterator[None]:
+    """Within the block SIGHUP makes the server read its tiers again, on systems that have it."""
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is None:
+        yield
+        return
+    previous = signal.signal(hangup, lambda _number, _frame: server.reload_tiers())
+    try:
+        yield
+    finally:
+        signal.signal(hangup, previous)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from coserve.errors import ModelNotFound
+from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.admission import Admission
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
+from coserve.service.auth.oidc import Issuer, Oidc
+from coserve.service.auth.watch import watch_keys
+from coserve.service.batches.batches import Batches
 from coserve.service.database import Database, sqlite_url
 from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
 from coserve.service.ledger import Ledger
+from coserve.service.ledger.chips import ChipHours
 from coserve.service.limits import open_store
 from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
@@ -27,6 +32,7 @@ from coserve.service.upstreams.pool import Upstreams, read_pool
 if TYPE_CHECKING:
     from coserve.engine import Engine
 
+log = logging.getLogger("coserve.service")
 T = TypeVar("T")
 INLINE_CHARACTERS = 8_000  # up to here a prompt is encoded faster than a thread could take it over
 
@@ -45,6 +51,7 @@ class Service:
     mailbox: Mailbox
     database: Database
     jobs: Jobs
+    batches: Batches
 
     def __init__(self, engine: Engine, settings: Settings, training: Training | None = None):
         self.engine = engine
@@ -54,14 +61,17 @@ class Service:
         self.new_key: str | None = None
         self.overflow = Overflow(engine.stats)
         self.sampling_defaults = sampling_defaults(engine)
+        self.oidc = open_oidc(settings)
         self._training = training
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Service:
-        """Raises: `DatabaseError`, `Conflict` if the home directory is in use."""
+        """Raises: `DatabaseError`, `Conflict` if the home directory is in use, `InvalidRequest` for bad tiers."""
         async with AsyncExitStack() as stack:
             self.settings.make_directories()
             home = self.settings.directory
+            self.tiers = Tiers(read_tiers(tiers_path(self.settings.tiers, home)))
+            self.upstreams = read_pool(self.settings.upstreams, home)
             lock = HomeLock(home)
             lock.acquire()
             stack.callback(lock.release)
@@ -69,14 +79,13 @@ class Service:
             await self.database.open()
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
-            self.tiers = Tiers(read_tiers(tiers_path(None, home)))
+            stack.push_async_callback(_cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
             limits = open_store(self.settings.limits_url)
             await limits.open()
             stack.push_async_callback(limits.close)
-            self.upstreams = read_pool(self.settings.upstreams, home)
             await self.upstreams.open(limits, self.metrics)
             stack.push_async_callback(self.upstreams.close)
-            self.ledger = Ledger(self.database, home / "ledger")
+            self.ledger = Ledger(self.database, home / "ledger", keep_days=self.settings.usage_days)
             await self.ledger.open()
             stack.push_async_callback(self.ledger.close)
             self.admission = Admission(
@@ -88,22 +97,44 @@ class Service:
                 base_model=self.engine.name,
                 context=self.engine.max_context,
             )
+            hours = ChipHours(self.database, self.engine.stats().chip, self._uses, self.settings.chip_price_nano)
+            await hours.open()
+            stack.push_async_callback(hours.close)
             self.mailbox = Mailbox(asyncio.get_running_loop())
             training = self._training or Training.real()
             self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training, self.tiers)
             await self.jobs.open()
             stack.push_async_callback(self.jobs.close)
+            self.batches = Batches(self)
+            await self.batches.open()
+            stack.push_async_callback(self.batches.close)
             self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._open.aclose()
 
+    def _uses(self) -> tuple[float, float, float]:
+        """Seconds of the chip since the engine's start: inference, training, nothing."""
+        stats = self.engine.stats()
+        return stats.inference_seconds, stats.training_seconds, stats.idle_seconds
+
+    def reload_tiers(self) -> None:
+        """Read the tiers' file again; safe in a signal handler. Raises `InvalidRequest`: the old tiers stay."""
+        try:
+            self.tiers.replace(read_tiers(tiers_path(self.settings.tiers, self.settings.directory)))
+        except InvalidRequest as error:
+            log.error("the tiers stay as they were: %s", error.message)
+            raise
+        log.info("tiers read: %s", ", ".join(self.tiers.names))
+
     def models(self, key: Key) -> list[str]:
-        """The models that the key may use: the base model, those that its project has made, and upstreams'."""
+        """The models that the key may use, if it or its tier names them: the base model, those that its project has
+        made, and those of upstreams.
+        """
         here = [name for name in self.engine.models() if self._may_use(key, name)]
-        elsewhere = [name for name in self.upstreams.models() if name not in here]
-        return [name for name in (*here, *elsewhere) if self.admission.opens(key, name)]
+        elsewhere = [name for name in self.upstreams.models() if name not in here and self._is_open(key, name)]
+        return [*here, *elsewhere]
 
     def check_model(self, name: str, key: Key) -> None:
         """Raises `ModelNotFound` unless `name` is served, and to this key."""
@@ -111,13 +142,34 @@ class Service:
             raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
 
     def _may_use(self, key: Key, name: str) -> bool:
-        return name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
+        own = name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
+        return own and self._is_open(key, name)
+
+    def _is_open(self, key: Key, name: str) -> bool:
+        """Whether the key names the model, or its tier if it names none."""
+        allowed = key.models
+        if allowed is None:
+            allowed = self.tiers.terms(key.tier or self.tiers.highest, None).goals.models
+        return "*" in allowed or name in allowed
 
     async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""
         if size <= INLINE_CHARACTERS:
             return work(*args)
         return await asyncio.to_thread(work, *args)
+
+
+def open_oidc(settings: Settings) -> Oidc | None:
+    """Who checks administrators' tokens, if an issuer is set. Raises `InvalidRequest` for settings that cannot be."""
+    if settings.oidc_issuer is None:
+        return None
+    return Oidc(Issuer(settings.oidc_issuer, settings.oidc_audience or "", settings.oidc_admins))
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def sampling_defaults(engine: Engine) -> dict[str, Any]:

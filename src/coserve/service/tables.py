@@ -208,6 +208,7 @@ class BatchRow(Table):
     project_id: Mapped[str] = mapped_column(String(64), index=True)
     key_id: Mapped[str] = mapped_column(String(64))
     endpoint: Mapped[str] = mapped_column(String(64))
+    model: Mapped[str] = mapped_column(Text)  # the base model that was served when it was made
     input_file: Mapped[str] = mapped_column(String(64))
     output_file: Mapped[str | None] = mapped_column(String(64))
     error_file: Mapped[str | None] = mapped_column(String(64))

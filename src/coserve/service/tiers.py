@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from coserve.errors import InvalidRequest
 from coserve.planner.quantities import seconds
@@ -18,6 +18,7 @@ from coserve.planner.quantities import seconds
 FILE = "tiers.yaml"
 STANDARD = ("auto", "default", "scale")  # OpenAI's words for: the key's own tier
 FLEX, PRIORITY, BATCH = "flex", "priority", "batch"
+RESERVED = (*STANDARD, FLEX, PRIORITY, BATCH)
 
 
 def _duration(value: Any) -> float | None:
@@ -91,11 +92,20 @@ class Tier(Limits):
 
 class Discount(_Part):
     priority: int
-    price_factor: Usd = Decimal("0.5")
+    price_factor: Annotated[Usd, Field(le=1)] = Decimal("0.5")
+
+
+def _tier_name(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError(f"a tier cannot be called {name!r}, which requests ask for in another sense")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_tier_name)]
 
 
 class TiersFile(_Part):
-    tiers: Annotated[dict[str, Tier], Field(min_length=1)]
+    tiers: Annotated[dict[Name, Tier], Field(min_length=1)]
     flex: Discount = Discount(priority=-10)
     batch: Discount = Discount(priority=-20)
 
@@ -182,8 +192,9 @@ def read_tiers(path: Path | None) -> TiersFile:
         raise InvalidRequest(f"{where} is not YAML: {' '.join(str(error).split())}", param="tiers") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(str(step) for step in first["loc"])
-        raise InvalidRequest(f"{where}: {field}: {first['msg']}.", param="tiers") from None
+        field = ".".join(str(step) for step in first["loc"] if step != "[key]")
+        what = first["msg"].removeprefix("Value error, ").rstrip(".")
+        raise InvalidRequest(f"{where}: {field + ': ' if field else ''}{what}.", param="tiers") from None
 
 
 def tiers_path(named: Path | None, home: Path) -> Path | None:

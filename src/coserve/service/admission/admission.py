@@ -50,13 +50,8 @@ class Admission:
         self._check_context(terms, wish)
         return Passage(self, key, terms, wish, upstream)
 
-    def opens(self, key: Key, model: str) -> bool:
-        """Whether the key may use the model, at its own tier."""
-        allowed = _allowed(key, self.tiers.terms(key.tier or self.tiers.highest, None))
-        return "*" in allowed or model in allowed
-
     def _check_model(self, key: Key, terms: Terms, model: str) -> None:
-        allowed = _allowed(key, terms)
+        allowed = terms.goals.models if key.models is None else key.models
         if "*" not in allowed and model not in allowed:
             raise ModelNotFound(
                 f"The model {model!r} is not open to this key; it may use {', '.join(allowed) or 'none'}.",
@@ -100,10 +95,6 @@ class Admission:
         if "requests" in limit.key:
             return sum(row.requests for row in rows)
         return sum(row.prompt_tokens - row.cached_tokens + row.generated_tokens for row in rows)
-
-
-def _allowed(key: Key, terms: Terms) -> tuple[str, ...]:
-    return terms.goals.models if key.models is None else key.models
 
 
 def month_began() -> int:

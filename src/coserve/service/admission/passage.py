@@ -39,7 +39,7 @@ class Passage:
         self._admission = admission
         self._upstream = upstream
         self._quota = Quota(key.project, terms)
-        self._id = new_id("usage")
+        self._id = wish.usage_id or new_id("usage")
         self._prompt_tokens = wish.prompt_tokens
         self._cached_tokens = self._delivered = self._generated = 0
         self._ttft_ms: float | None = None

@@ -16,3 +16,4 @@ class Wish:
     service_tier: str | None = None  # as the client asked
     param: str = "messages"  # the field in which the prompt came
     batch_id: str | None = None  # the batch that it is part of
+    usage_id: str | None = None  # its row in the ledger; None: a new one

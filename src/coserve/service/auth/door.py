@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coserve.errors import AuthenticationError, CoserveError
 from coserve.service.auth.keys import Key
+from coserve.service.auth.oidc import is_token
 from coserve.service.auth.scopes import check_scope
 from coserve.service.errors import reply
 
@@ -23,7 +24,7 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
-                key = identify(scope)
+                key = await identify(scope)
                 check_scope(scope["path"], key.scopes)
             except CoserveError as error:
                 return await reply(error)(scope, receive, send)
@@ -37,13 +38,16 @@ def key_of(http: HTTPConnection) -> Key:
     return key
 
 
-def identify(scope: Scope) -> Key:
-    """Raises `AuthenticationError`, which never repeats the key."""
+async def identify(scope: Scope) -> Key:
+    """Raises `AuthenticationError`, which never repeats the key; for a token what `Oidc.identify` raises."""
     header = Headers(scope=scope).get("authorization", "")
     scheme, _, key = header.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise AuthenticationError("An API key is needed, in the header 'Authorization: Bearer sk-cs-...'.")
-    found = scope["app"].state.service.keys.find(key.strip())
+    service = scope["app"].state.service
+    found = service.keys.find(key.strip())
+    if found is None and service.oidc is not None and is_token(key.strip()):
+        found = await service.oidc.identify(key.strip())
     if found is None:
         raise AuthenticationError("This API key is not valid.")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +17,11 @@ from coserve.service.ids import new_id, now
 from coserve.service.money import usd
 from coserve.service.tables import DEFAULT_PROJECT, ProjectRow
 from coserve.service.tiers import Limits
+
+LARGEST_BUDGET = 10**18
+"""Nano-dollars: what a 64-bit column holds, with room for sums."""
+OF_TIER = "tier"
+"""In place of a limit: the project's own goes, the tier's holds again."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,20 @@ class NewProject:
     limits: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < len(self.name) <= 200:
-            raise InvalidRequest("'name' must have 1 to 200 characters.", param="name")
+        check_name(self.name)
         if not (self.weight > 0 and math.isfinite(self.weight)):
             raise InvalidRequest(f"'weight' must be above 0, not {self.weight:g}.", param="weight")
-        if self.budget is not None and self.budget < 0:
-            raise InvalidRequest(f"'budget' must not be below 0, not {usd(self.budget):g}.", param="budget")
+        if self.budget is not None and not 0 <= self.budget <= LARGEST_BUDGET:
+            raise InvalidRequest(
+                f"'budget' must be from 0 to {usd(LARGEST_BUDGET):.0f} USD, not {usd(self.budget):g}.", param="budget"
+            )
         check_limits(self.limits)
+
+
+def check_name(name: str) -> None:
+    """Raises `InvalidRequest` for a name that could not be shown."""
+    if not (0 < len(name) <= 200 and name.isprintable()):
+        raise InvalidRequest("'name' must have 1 to 200 characters, all of them visible.", param="name")
 
 
 def check_limits(limits: Mapping[str, int | None]) -> None:
@@ -62,11 +75,13 @@ def check_limits(limits: Mapping[str, int | None]) -> None:
             raise InvalidRequest(f"'{name}' must be a whole number above 0, or null for no limit.", param=name)
 
 
-async def find_project(session: AsyncSession, project_id: str) -> ProjectRow:
-    """Raises `NotFound` for one that is not there, or is archived."""
+async def find_project(session: AsyncSession, project_id: str, *, archived: bool = False) -> ProjectRow:
+    """Raises `NotFound` for one that is not there, `Conflict` for an archived one unless that will do."""
     row = await session.scalar(select(ProjectRow).where(ProjectRow.id == project_id))
-    if row is None or row.archived_at is not None:
+    if row is None:
         raise NotFound(f"There is no project {project_id!r}.", param="project")
+    if row.archived_at is not None and not archived:
+        raise Conflict(f"The project {project_id!r} is archived.", code="project_archived")
     return row
 
 
@@ -90,29 +105,35 @@ async def make_project(database: Database, new: NewProject, actor: str = COMMAND
     )
     async with database.write() as session:
         session.add(row)
-        record(session, actor, "project.created", row.id, {"name": row.name})
+        record(session, actor, "project.created", row.id, _told(vars(new)))
     return row
 
 
 async def change_project(
-    database: Database, project_id: str, change: Mapping[str, object], actor: str = COMMAND_LINE
+    database: Database, project_id: str, change: Mapping[str, Any], actor: str = COMMAND_LINE
 ) -> ProjectRow:
-    """`change` has fields of `NewProject`; limits are merged. Raises what that raises, `NotFound`."""
+    """`change` has fields of `NewProject`; limits are merged, `OF_TIER` takes one away.
+
+    Raises what `NewProject` raises; `NotFound`, `Conflict`.
+    """
     async with database.write() as session:
         row = await find_project(session, project_id)
-        present = {
-            "name": row.name,
-            "tier": row.tier,
-            "weight": row.weight,
-            "budget": row.budget,
-            "limits": row.limits,
-        }
-        merged = {**row.limits, **change.get("limits", {})}  # type: ignore[dict-item]
-        new = NewProject(**{**present, **change, "limits": merged})  # type: ignore[arg-type]
+        present = {name: getattr(row, name) for name in ("name", "tier", "weight", "budget")}
+        limits = {**row.limits, **change.get("limits", {})}
+        own = {name: value for name, value in limits.items() if value != OF_TIER}
+        new = NewProject(**{**present, **change, "limits": own})
         row.name, row.tier, row.weight = new.name, new.tier, new.weight
         row.budget, row.limits = new.budget, dict(new.limits)
-        record(session, actor, "project.updated", project_id, {"changed": sorted(change)})
+        record(session, actor, "project.updated", project_id, _told(change))
     return row
+
+
+def _told(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `NewProject` as the audit log tells them: the budget in USD."""
+    told = dict(fields)
+    if told.get("budget") is not None:
+        told["budget"] = usd(told["budget"])
+    return told
 
 
 async def archive_project(database: Database, project_id: str, actor: str = COMMAND_LINE) -> ProjectRow:

@@ -48,8 +48,10 @@ def check_scope(path: str, scopes: frozenset[str]) -> None:
 
 
 def check_scopes(scopes: Iterable[str]) -> None:
-    """Raises `InvalidRequest` that lists the scopes there are."""
+    """Raises `InvalidRequest` that lists the scopes there are, or for administration beside anything else."""
     chosen = list(scopes)
+    if ADMIN in chosen and chosen != [ADMIN]:
+        raise InvalidRequest(f"'scopes': a key with {ADMIN!r} can have no other scope.", param="scopes")
     wrong = next((scope for scope in chosen if scope not in SCOPES), None)
     if wrong is not None or not chosen:
         what = f"{wrong!r} is no scope" if chosen else "at least one scope is needed"

@@ -9,6 +9,7 @@ from decimal import Decimal
 from coserve.service.money import cost
 from coserve.service.tiers import Price
 
+COMPLETED = "completed"
 INTERRUPTED = "interrupted"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from coserve.service.database import Database
 from coserve.service.ledger.backlog import Backlog
-from coserve.service.ledger.entry import INTERRUPTED, Entry, Rates
+from coserve.service.ledger.entry import COMPLETED, INTERRUPTED, Entry, Rates
 from coserve.service.ledger.line import Line
-from coserve.service.ledger.meter import Meter, Slot
+from coserve.service.ledger.meter import Meter, Slot, memory_slot
 from coserve.service.ledger.rejected import Rejected
 from coserve.service.ledger.rollup import KEEP_DAYS, roll_up
 from coserve.service.ledger.spool import Spool
@@ -53,6 +52,7 @@ class Ledger:
         self._clock = clock
         self._lines: set[Line] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._rolling_up = asyncio.Lock()
 
     async def open(self) -> None:
         """Recover what an earlier process left, write it, and go on writing. Raises `OSError` for the directory."""
@@ -72,17 +72,22 @@ class Ledger:
         """End the lines that are still open as interrupted, and write all; what cannot be written stays on disk."""
         for line in list(self._lines):
             line.close(INTERRUPTED)
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        async with self._writer.busy, self._rolling_up:  # never in the middle of a transaction
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         if not await self._writer.drain():
             log.warning("the bill is not complete in the database: the next start on this home will complete it")
         self._meter.close()
         self._spool.close()
 
     def begin(self, entry: Entry, rates: Rates) -> Line:
-        """A request begins: `entry` says all that is known, with the tokens of its prompt."""
+        """A request begins: `entry` says all that is known, with the tokens of its prompt.
+
+        A batch's request is on the bill once it is done: until then it may be run again, under the same id.
+        """
+        if entry.batch_id is not None:
+            return Line(entry, rates, memory_slot(), self._end_of_batch_request)
         line = Line(entry, rates, self._meter.begin(entry, rates), self._end)
         self._lines.add(line)
         return line
@@ -91,6 +96,11 @@ class Ledger:
         self._lines.discard(line)
         self._backlog.put(entry, slot)
         self._writer.wake()
+
+    def _end_of_batch_request(self, _: Line, entry: Entry, slot: Slot) -> None:
+        if entry.outcome == COMPLETED:
+            self._backlog.put(entry, slot)
+            self._writer.wake()
 
     def write(self, entry: Entry) -> None:
         """What has no flight, with its cost (`entry.billed(rates)`). The same id again, within the days that rows
@@ -105,7 +115,8 @@ class Ledger:
     async def _roll_up_hourly(self) -> None:
         while True:
             try:
-                await roll_up(self._database, self._clock(), self._keep_days)
+                async with self._rolling_up:
+                    await roll_up(self._database, self._clock(), self._keep_days)
             except Exception as error:  # the next hour tries again
                 log.warning("old usage could not be summed by day (%s)", type(error).__name__)
             await asyncio.sleep(HOUR)

@@ -28,7 +28,7 @@ class Writer:
         self._rejected = rejected
         self._chunk = chunk  # rows of a transaction
         self._news = asyncio.Event()
-        self._one_at_a_time = asyncio.Lock()
+        self.busy = asyncio.Lock()  # held while it writes: who stops it waits for that
         self._is_away = False
         self._away = Seldom(log, logging.WARNING)
 
@@ -49,7 +49,7 @@ class Writer:
 
     async def drain(self) -> bool:
         """Write all of the backlog; False if the database could not take it."""
-        async with self._one_at_a_time:
+        async with self.busy:
             try:
                 while not self._backlog.empty:
                     for entry, why in await self._insert(self._backlog.take(self._chunk)):

@@ -109,6 +109,7 @@ def upgrade() -> None:
         _text("project_id", index=True),
         _text("key_id"),
         _text("endpoint"),
+        _text("model", None),
         _text("input_file"),
         _text("output_file", nullable=True),
         _text("error_file", nullable=True),

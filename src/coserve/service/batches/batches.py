@@ -1,0 +1,97 @@
+"""All batches of one home directory: those that are not over are worked on, also after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from coserve.service.batches import states
+from coserve.service.batches.run import Run
+from coserve.service.batches.turns import Turns
+from coserve.service.errors import log_unexpected
+from coserve.service.tables import BatchRow
+
+if TYPE_CHECKING:
+    from coserve.service.service import Service
+
+RETRY_SECONDS = 5.0
+
+
+class Batches:
+    """Open it when all that answers requests is there; close it before."""
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._turns = Turns(service.settings.batch_requests)
+        self._runs: dict[str, Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
+
+    async def open(self) -> None:
+        """Go on with what a kill or a restart cut off, and remove what finished batches left."""
+        async with self._service.database.read() as session:
+            query = select(BatchRow).where(BatchRow.status.in_(states.UNFINISHED)).order_by(BatchRow.seq)
+            rows = list(await session.scalars(query))
+        unfinished = {row.id for row in rows}
+        for directory in self._service.settings.batches_directory.iterdir():
+            if directory.name not in unfinished:
+                self._remove(directory.name)
+        for row in rows:
+            self._start(row)
+
+    async def close(self) -> None:
+        """Stop. What runs now is run again after the next start; what has ended is not.
+
+        The tasks are asked and not cancelled: a transaction that is broken off may keep its lock on the database.
+        """
+        self._closing.set()
+        for run in self._runs.values():
+            run.stop()
+        await asyncio.gather(*self._tasks)
+
+    async def create(self, row: BatchRow) -> None:
+        """Store a new batch and start it."""
+        async with self._service.database.write() as session:
+            session.add(row)
+        self._start(row)
+
+    def _start(self, row: BatchRow) -> None:
+        self._runs[row.id] = Run(self._service, self._turns, row)
+        task = asyncio.get_running_loop().create_task(self._work(row.id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, batch_id: str) -> None:
+        """A full disk or a busy database ends no batch: it is worked on again, from what is stored."""
+        while not self._closing.is_set():
+            try:
+                over = await self._runs[batch_id].work()
+            except Exception as error:
+                log_unexpected(error)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
+                continue
+            if over:
+                del self._runs[batch_id]
+                await asyncio.to_thread(self._remove, batch_id)
+            return
+
+    def _remove(self, batch_id: str) -> None:
+        """Its results are files of their own now."""
+        shutil.rmtree(self._service.settings.batches_directory / batch_id, ignore_errors=True)
+
+    async def cancel(self, batch_id: str, project: str) -> BatchRow:
+        """Raises: `NotFound`; `Conflict` if it is over, or nearly."""
+        row = await states.cancel(self._service.database, batch_id, project)
+        if (run := self._runs.get(batch_id)) is not None:
+            run.cancel()
+        return row
+
+    def counts(self, row: BatchRow) -> tuple[int, int]:
+        """How many of its requests are completed and failed at this moment."""
+        run = self._runs.get(row.id)
+        return (run and run.counts) or (row.completed, row.failed)
