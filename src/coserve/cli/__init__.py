@@ -1,4 +1,4 @@
-"""The command line: `coserve up`, `serve`, `chat`, `plan` and the rest (`coserve --help` lists them).
+"""The command line: `coserve up`, `serve`, `gateway`, `chat`, `plan` and the rest (`coserve --help` lists them).
 
 One file a command. What a command needs of other parts is imported when it runs, so that `coserve --help` is
 quick and talking to a server needs no torch. Serving commands load the engine and the service; others speak
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import batches, chat, chips, jobs, keys, models, plan, projects, report, serve, top, train, up
+from coserve.cli import batches, chat, chips, gateway, jobs, keys, models, plan, projects, report, serve, top, train, up
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def coserve(
 
 app.command()(up.up)
 app.command()(serve.serve)
+app.command()(gateway.gateway)
 app.command()(chat.chat)
 app.command()(train.train)
 app.add_typer(jobs.app, name="jobs")

@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from coserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from coserve.service import Server as HttpServer
+    from coserve.service import Settings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 DATABASE = "coserve.db"
@@ -36,39 +38,75 @@ def run(
     Once requests are answered it says where and with which key, writes the server file, and calls `on_ready`.
     Raises `InvalidRequest` for a home that cannot be written to, and what the engine and the service raise.
     """
-    _make_home(settings.home)
-    _start_log(settings.log_level, log_to)
+    _prepare(settings, log_to)
     typer.echo(f"coserve {__version__}: loading {settings.model} and measuring the chip")
     keys = choose_keys(settings)
 
     from coserve.engine import EngineConfig
-    from coserve.service import Settings, run_server
+    from coserve.service import run_server
     from coserve.service.tiers import read_tiers, tiers_path
 
-    read_tiers(tiers_path(settings.tiers, settings.home))  # a mistake in it should not cost the loading
-
-    def ready(http: HttpServer) -> None:
-        keep = http.new_key or keys.kept
-        server = Server(reachable(http.url), keys.configured or keep, os.getpid())
-        write_server_file(settings.home, Server(server.url, keep, server.pid))
-        typer.echo(f"serving {http.engine.name} at {server.url}/v1")
-        typer.echo(f"API key: {keys.describe(http.new_key, server_file(settings.home))}")
-        on_ready(server)
-
+    read_tiers(tiers_path(settings.tiers, settings.home))  # a mistake in a file should not cost the loading
+    _models_elsewhere(settings)
     run_server(
-        Settings(
-            home=settings.home,
-            host=settings.host,
-            port=settings.port,
-            api_key=keys.configured,
-            tiers=settings.tiers,
-        ),
+        _service_settings(settings, keys),
         settings.model,
         dtype=settings.dtype,
         name=settings.name,
         config=EngineConfig(protect=settings.protect),
-        on_ready=ready,
+        on_ready=partial(_tell, settings, keys, on_ready),
     )
+
+
+def run_gateway(settings: ServeSettings) -> None:
+    """Serve the upstreams' models until Ctrl-C. Raises like `run`, and `InvalidRequest` if there are no upstreams."""
+    _prepare(settings, None)
+    keys = choose_keys(settings)
+
+    from coserve.service import Server, serve
+    from coserve.service.no_engine import NO_TRAINING, no_engine
+    from coserve.service.upstreams.config import FILE
+
+    if not _models_elsewhere(settings):
+        where = settings.upstreams or settings.home / FILE
+        raise InvalidRequest(f"A gateway needs upstreams with models; {where} names none.", param="upstreams")
+    server = Server(_service_settings(settings, keys), no_engine, training=NO_TRAINING)
+    serve(server, on_ready=partial(_tell, settings, keys, lambda server: None))
+
+
+def _prepare(settings: ServeSettings, log_to: Path | None) -> None:
+    _make_home(settings.home)
+    _start_log(settings.log_level, log_to)
+
+
+def _service_settings(settings: ServeSettings, keys: Keys) -> Settings:
+    from coserve.service import Settings
+
+    return Settings(
+        home=settings.home,
+        host=settings.host,
+        port=settings.port,
+        api_key=keys.configured,
+        tiers=settings.tiers,
+        upstreams=settings.upstreams,
+    )
+
+
+def _models_elsewhere(settings: ServeSettings) -> list[str]:
+    """Those that go to upstreams. Raises `InvalidRequest` for their file, and for keys that are not set."""
+    from coserve.service.upstreams.pool import read_pool
+
+    return list(read_pool(settings.upstreams, settings.home).models())
+
+
+def _tell(settings: ServeSettings, keys: Keys, on_ready: Callable[[Server], None], http: HttpServer) -> None:
+    """Requests are answered: say where and with which key."""
+    keep = http.new_key or keys.kept
+    server = Server(reachable(http.url), keys.configured or keep, os.getpid())
+    write_server_file(settings.home, Server(server.url, keep, server.pid))
+    typer.echo(f"serving {http.engine.name} at {server.url}/v1")
+    typer.echo(f"API key: {keys.describe(http.new_key, server_file(settings.home))}")
+    on_ready(server)
 
 
 @dataclass(frozen=True)

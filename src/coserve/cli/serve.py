@@ -25,6 +25,7 @@ def serve(
     config: options.Config = None,
     name: options.Name = None,
     tiers: options.Tiers = None,
+    upstreams: options.Upstreams = None,
     log_level: options.LogLevel = None,
 ) -> None:
     """Serve MODEL over the OpenAI API; fine-tuning jobs train on the same engine."""
@@ -41,6 +42,7 @@ def serve(
         protect=protect,
         name=name,
         tiers=tiers,
+        upstreams=upstreams,
         log_level=log_level,
     )
     if model is None and settings.model == "builtin" and config is None:

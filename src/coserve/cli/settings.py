@@ -33,6 +33,13 @@ Protect = Annotated[
     ),
 ]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with any of these options.")]
+Upstreams = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="YAML file of other servers behind this. COSERVE_UPSTREAMS, else upstreams.yaml in the home.",
+    ),
+]
 Tiers = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="YAML file of the tiers. COSERVE_TIERS, else tiers.yaml in the home directory."),
@@ -57,6 +64,7 @@ class ServeSettings:
     name: str | None = None
     tiers: Path | None = None
     log_level: str = "info"
+    upstreams: Path | None = None
 
     def __post_init__(self) -> None:
         _check("port", self.port, isinstance(self.port, int) and 0 <= self.port <= 65535, "between 0 and 65535")
@@ -85,8 +93,9 @@ def serve_settings(config: Path | None = None, **options: Any) -> ServeSettings:
     }
     if "home" in given or config is not None:
         given["home"] = home_directory(given.get("home"))
-    if isinstance(given.get("tiers"), str):
-        given["tiers"] = Path(given["tiers"]).expanduser()
+    for option in ("tiers", "upstreams"):
+        if isinstance(given.get(option), str):
+            given[option] = Path(given[option]).expanduser()
     if "protect" in given:
         given["protect"] = _protect(given["protect"])
     return ServeSettings(**given)
@@ -98,7 +107,7 @@ def _check(option: str, value: object, ok: bool, wanted: str) -> None:
 
 
 def _environment() -> dict[str, Any]:
-    names = {"home": "COSERVE_HOME", "api_key": "COSERVE_API_KEY", "tiers": "COSERVE_TIERS"}
+    names = {option: f"COSERVE_{option.upper()}" for option in ("home", "api_key", "tiers", "upstreams")}
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
 
 

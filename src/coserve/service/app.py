@@ -55,6 +55,7 @@ ROUTES = [
     Route("/health", operations.health),
     Route("/metrics", operations.metrics),
     Route("/coserve/stats", operations.stats),
+    Route("/coserve/upstreams", operations.upstreams),
     *ADMIN_ROUTES,
 ]
 

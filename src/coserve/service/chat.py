@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -17,11 +18,13 @@ from coserve.errors import InvalidRequest
 from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
-from coserve.service.bodies import Body, parse, unsupported
+from coserve.service.bodies import Body, parse_json, read_body, unsupported
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import chat_logprob
 from coserve.service.sampling import Count, SamplingBody, check_choices, choices
 from coserve.service.sse import DONE, dumps, event
+from coserve.service.upstreams.answering import answer
+from coserve.service.upstreams.asking import Asking
 
 if TYPE_CHECKING:
     from coserve.service.auth.keys import Key
@@ -54,6 +57,10 @@ class ChatBody(SamplingBody):
     audio: Any = None
     modalities: Any = None
 
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
     def refuse_unsupported(self) -> None:
         """Raises `InvalidRequest` with `param` for what cannot be ignored without changing the meaning."""
         for name in ("tools", "functions", "audio"):
@@ -67,6 +74,14 @@ class ChatBody(SamplingBody):
         if self.response_format not in (None, {"type": "text"}):
             kind = self.response_format.get("type") if isinstance(self.response_format, dict) else None
             raise unsupported("response_format", f"'response_format' of type {kind!r}")
+
+    def text(self) -> str:
+        """All that the messages say."""
+        parts = [
+            m.content if isinstance(m.content, str) else "".join(p.text or "" for p in m.content or ())
+            for m in self.messages
+        ]
+        return "\n".join(parts)
 
     def turns(self) -> list[dict[str, Any]]:
         """The messages as chat templates know them: role and content as plain text."""
@@ -107,9 +122,17 @@ def _text(content: str | list[Part], where: str) -> str:
 
 async def create_chat_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
-    body = await parse(http, ChatBody)
-    chat = await prepare_chat(service, key_of(http), body)
-    return chat.response(body.stream)
+    raw = await read_body(http, service.settings.max_body_bytes)
+    body = parse_json(raw, ChatBody)
+    here = partial(_complete_here, service, key_of(http), body)
+    if not service.upstreams.serves(body.model):
+        return await here()
+    asking = Asking.of("chat", raw, body, [body.text()], body.most_tokens)
+    return await answer(service, key_of(http), asking, body.service_tier, here)
+
+
+async def _complete_here(service: Service, key: Key, body: ChatBody) -> Response:
+    return (await prepare_chat(service, key, body)).response(body.stream)
 
 
 async def prepare_chat(
@@ -118,11 +141,7 @@ async def prepare_chat(
     """The answer to `body`, to be generated. Raises what is wrong with it, or not open to the key."""
     service.check_model(body.model, key)
     body.refuse_unsupported()
-    params = body.sampling(
-        service.sampling_defaults,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        logprobs=body.number_of_logprobs(),
-    )
+    params = body.sampling(service.sampling_defaults, max_tokens=body.most_tokens, logprobs=body.number_of_logprobs())
     turns = body.turns()
     size = sum(len(turn["content"]) for turn in turns)
     prompt = await service.offload(size, service.engine.tokenizer.apply_chat_template, turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -16,11 +17,13 @@ from coserve.errors import InvalidRequest
 from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
-from coserve.service.bodies import parse, unsupported
+from coserve.service.bodies import parse_json, read_body, unsupported
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import CompletionLogprobs
 from coserve.service.sampling import SamplingBody, check_choices, choices
 from coserve.service.sse import DONE, dumps, event
+from coserve.service.upstreams.answering import answer
+from coserve.service.upstreams.asking import Asking
 
 if TYPE_CHECKING:
     from coserve.service.auth.keys import Key
@@ -63,9 +66,17 @@ class CompletionBody(SamplingBody):
 
 async def create_completion(http: HTTPRequest) -> Response:
     service: Service = http.app.state.service
-    body = await parse(http, CompletionBody)
-    completion = await prepare_completion(service, key_of(http), body)
-    return completion.response(body.stream)
+    raw = await read_body(http, service.settings.max_body_bytes)
+    body = parse_json(raw, CompletionBody)
+    here = partial(_complete_here, service, key_of(http), body)
+    if not service.upstreams.serves(body.model):
+        return await here()
+    asking = Asking.of("completions", raw, body, body.prompt, body.max_tokens)
+    return await answer(service, key_of(http), asking, body.service_tier, here)
+
+
+async def _complete_here(service: Service, key: Key, body: CompletionBody) -> Response:
+    return (await prepare_completion(service, key, body)).response(body.stream)
 
 
 async def prepare_completion(

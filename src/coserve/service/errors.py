@@ -67,7 +67,7 @@ def reply(error: CoserveError) -> JSONResponse:
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
-        headers["retry-after"] = "1"
+        headers.setdefault("retry-after", "1")
     if isinstance(error, Conflict):
         headers["x-should-retry"] = "false"  # openai-python would try again, in vain
     if isinstance(error, PayloadTooLarge):

@@ -49,6 +49,11 @@ class Metrics:
             "coserve_http_requests_running", "HTTP requests being answered", registry=self._registry
         )
 
+    @property
+    def registry(self) -> CollectorRegistry:
+        """For those who count something of their own."""
+        return self._registry
+
     def text(self) -> bytes:
         return generate_latest(self._registry)
 

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from coserve.errors import InvalidRequest
+from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.auth.door import key_of
 from coserve.service.tables import JobRow
 
@@ -28,7 +28,7 @@ def _model_object(service: Service, name: str, created: dict[str, int]) -> dict[
         "id": name,
         "object": "model",
         "created": created.get(name, service.started_at),
-        "owned_by": "coserve",
+        "owned_by": service.upstreams.models().get(name, "coserve"),
     }
 
 
@@ -42,7 +42,8 @@ async def list_models(http: Request) -> Response:
 async def retrieve_model(http: Request) -> Response:
     service: Service = http.app.state.service
     name = http.path_params["model"]
-    service.check_model(name, key_of(http))
+    if name not in service.models(key_of(http)):
+        raise ModelNotFound(f"The model {name!r} does not exist.", param="model")
     return JSONResponse(_model_object(service, name, await _created(service)))
 
 

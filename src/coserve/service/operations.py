@@ -1,4 +1,4 @@
-"""For those who run the server: /health, /metrics, /coserve/stats."""
+"""For those who run the server: /health, /metrics, /coserve/stats, /coserve/upstreams."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ async def stats(http: Request) -> Response:
     """The engine's statistics, field by field as `EngineStats` names them."""
     service: Service = http.app.state.service
     return JSONResponse(plain(dataclasses.asdict(service.engine.stats())))
+
+
+async def upstreams(http: Request) -> Response:
+    """How each upstream is: its breaker, what runs there, what became of its requests, how fast it was."""
+    service: Service = http.app.state.service
+    return JSONResponse(service.upstreams.state())
 
 
 def plain(value: Any) -> Any:

@@ -26,6 +26,8 @@ from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
 from coserve.service.settings import Settings
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
+from coserve.service.upstreams.overflow import Overflow
+from coserve.service.upstreams.pool import Upstreams, read_pool
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
@@ -45,6 +47,7 @@ class Service:
     tiers: Tiers
     ledger: Ledger
     admission: Admission
+    upstreams: Upstreams
     mailbox: Mailbox
     database: Database
     jobs: Jobs
@@ -56,6 +59,7 @@ class Service:
         self.metrics = Metrics(engine)
         self.started_at = now()
         self.new_key: str | None = None
+        self.overflow = Overflow(engine.stats)
         self.sampling_defaults = sampling_defaults(engine)
         self.oidc = open_oidc(settings)
         self._training = training
@@ -67,6 +71,7 @@ class Service:
             self.settings.make_directories()
             home = self.settings.directory
             self.tiers = Tiers(read_tiers(tiers_path(self.settings.tiers, home)))
+            self.upstreams = read_pool(self.settings.upstreams, home)
             lock = HomeLock(home)
             lock.acquire()
             stack.callback(lock.release)
@@ -78,6 +83,8 @@ class Service:
             limits = open_store(self.settings.limits_url)
             await limits.open()
             stack.push_async_callback(limits.close)
+            await self.upstreams.open(limits, self.metrics)
+            stack.push_async_callback(self.upstreams.close)
             self.ledger = Ledger(self.database, home / "ledger", keep_days=self.settings.usage_days)
             await self.ledger.open()
             stack.push_async_callback(self.ledger.close)
@@ -122,10 +129,12 @@ class Service:
         log.info("tiers read: %s", ", ".join(self.tiers.names))
 
     def models(self, key: Key) -> list[str]:
-        """The models that the key may use: the base model and those that its project has made, if it or its tier
-        names them.
+        """The models that the key may use, if it or its tier names them: the base model, those that its project has
+        made, and those of upstreams.
         """
-        return [name for name in self.engine.models() if self._may_use(key, name)]
+        here = [name for name in self.engine.models() if self._may_use(key, name)]
+        elsewhere = [name for name in self.upstreams.models() if name not in here and self._is_open(key, name)]
+        return [*here, *elsewhere]
 
     def check_model(self, name: str, key: Key) -> None:
         """Raises `ModelNotFound` unless `name` is served, and to this key."""
@@ -134,10 +143,14 @@ class Service:
 
     def _may_use(self, key: Key, name: str) -> bool:
         own = name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
+        return own and self._is_open(key, name)
+
+    def _is_open(self, key: Key, name: str) -> bool:
+        """Whether the key names the model, or its tier if it names none."""
         allowed = key.models
         if allowed is None:
             allowed = self.tiers.terms(key.tier or self.tiers.highest, None).goals.models
-        return own and ("*" in allowed or name in allowed)
+        return "*" in allowed or name in allowed
 
     async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""

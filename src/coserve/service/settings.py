@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     oidc_audience: str | None = None
     oidc_admins: Annotated[tuple[str, ...], NoDecode] = ()  # subjects, e-mail addresses, claim=value
     tiers: Path | None = None  # None: tiers.yaml in `home`, else coserve's own
+    upstreams: Path | None = None  # the file that says which; None: `home`/upstreams.yaml, if it is there
     max_body_bytes: int = Field(default=16 * MIB, gt=0)  # of a JSON body
     max_file_bytes: int = Field(default=512 * MIB, gt=0)  # of an uploaded file
     max_choices: int = Field(default=256, gt=0)  # completions that one HTTP request may ask for
@@ -39,7 +40,9 @@ class Settings(BaseSettings):
     usage_days: int = Field(default=62, ge=32)  # after which single rows of the bill are summed by day
     chip_price: float | None = Field(default=None, ge=0)  # USD an hour of a chip; None: unknown
 
-    @field_validator("api_key", "database_url", "limits_url", "tiers", "oidc_issuer", "oidc_audience", mode="before")
+    @field_validator(
+        "api_key", "database_url", "limits_url", "tiers", "upstreams", "oidc_issuer", "oidc_audience", mode="before"
+    )
     @classmethod
     def _nothing_is_none(cls, value: object) -> object:
         """An empty variable of the environment sets nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coserve.errors import Unavailable
@@ -93,12 +94,17 @@ class Passage:
         if self._line is not None:
             self._line.delivered(self._delivered)
 
+    def via(self, upstream: str) -> None:
+        """It is another upstream that is asked now."""
+        self._upstream = upstream
+
     def told(self, prompt_tokens: int, cached_tokens: int) -> None:
         """What an upstream says of the prompt, whose tokens are counted there."""
         self._prompt_tokens, self._cached_tokens = prompt_tokens, cached_tokens
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._line is not None
+        self._line.entry = replace(self._line.entry, upstream=self._upstream, prompt_tokens=self._prompt_tokens)
         self._line.close(
             _outcome(kind),
             cached_tokens=self._cached_tokens,

@@ -1,0 +1,112 @@
+"""What a client asks for, and the body that an upstream gets: as the client wrote it but for a few fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from coserve.errors import InvalidRequest
+from coserve.service.sse import dumps
+from coserve.service.upstreams.config import UpstreamConfig
+from coserve.service.upstreams.counting import BYTES_A_TOKEN
+
+if TYPE_CHECKING:
+    from coserve.service.sampling import SamplingBody
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+HARMLESS = frozenset(
+    {"user", "metadata", "store", "service_tier", "stream_options", "prompt_cache_key", "safety_identifier"}
+)
+"""Fields that do not change the answer: an upstream that refuses them does not get them."""
+AS_IF_ABSENT: Mapping[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "temperature": 1,
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "parallel_tool_calls": True,
+    "tool_choice": "auto",
+    "response_format": {"type": "text"},
+}
+"""Values that say what holds anyway; so do null, false, and empty lists and objects."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """One request. `raw` is the client's body, which has been checked; tokens of prompts are estimates."""
+
+    endpoint: str  # "chat" or "completions"
+    model: str
+    raw: bytes
+    prompts: tuple[int, ...]  # tokens
+    n: int
+    max_tokens: int | None
+    stream: bool
+    wants_usage: bool  # the client asked for it, at the end of its stream
+
+    @classmethod
+    def of(
+        cls, endpoint: str, raw: bytes, body: SamplingBody, prompts: Sequence[str | list[int]], max_tokens: int | None
+    ) -> Asking:
+        return cls(
+            endpoint=endpoint,
+            model=body.model,
+            raw=raw,
+            prompts=tuple(_tokens(prompt) for prompt in prompts),
+            n=body.n or 1,
+            max_tokens=max_tokens,
+            stream=bool(body.stream),
+            wants_usage=body.include_usage,
+        )
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(self.prompts)
+
+    @property
+    def path(self) -> str:
+        return PATHS[self.endpoint]
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Raises `InvalidRequest` for NaN and infinity, which are no JSON."""
+        fields: dict[str, Any] = json.loads(self.raw, parse_constant=_no_number)
+        return fields
+
+    def refused(self, upstream: UpstreamConfig) -> str | None:
+        """A field that the upstream does not take, and without which the answer would be another."""
+        for name in upstream.refuses:
+            if name in self.fields and name not in HARMLESS and not _says_nothing(name, self.fields[name]):
+                return name
+        return None
+
+    def body_for(self, upstream: UpstreamConfig, most: int | None) -> bytes:
+        """`most` tokens of a choice are allowed where the client set no bound; None: as many as the upstream likes."""
+        body = {name: value for name, value in self.fields.items() if name not in upstream.refuses}
+        body["model"] = upstream.name_of(self.model)
+        body.pop("service_tier", None)
+        if upstream.service_tier is not None:
+            body["service_tier"] = upstream.service_tier
+        if not upstream.send_user:
+            body.pop("user", None)
+        if self.stream and "stream_options" not in upstream.refuses:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if self.max_tokens is None and most is not None:
+            body["max_completion_tokens" if self.endpoint == "chat" else "max_tokens"] = most
+        return dumps(body)
+
+
+def _tokens(prompt: str | list[int]) -> int:
+    return max(1, len(prompt.encode(errors="replace")) // BYTES_A_TOKEN if isinstance(prompt, str) else len(prompt))
+
+
+def _says_nothing(name: str, value: Any) -> bool:
+    return value is None or value is False or value in ([], {}, "") or AS_IF_ABSENT.get(name) == value
+
+
+def _no_number(text: str) -> Any:
+    raise InvalidRequest(f"The request's body is not valid JSON: {text} is no number.", code="invalid_json")

@@ -1,0 +1,67 @@
+"""Waiting for an upstream for no longer than the client listens, and than is reasonable."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from starlette.types import Receive
+
+from coserve.service.errors import ClientGone
+from coserve.service.upstreams.failures import Failure
+
+
+class Listener:
+    """The client, as long as it is there."""
+
+    def __init__(self) -> None:
+        self._gone = False
+        self._waiting: asyncio.Timeout | None = None
+
+    def check(self) -> None:
+        """Raises `ClientGone` if the client has left: what was sent last did not reach it."""
+        if self._gone:
+            raise ClientGone
+
+    def leave(self) -> None:
+        """The client has left: whatever is waited for on its behalf ends with `ClientGone`."""
+        self._gone = True
+        if self._waiting is not None:
+            self._waiting.reschedule(0)
+
+    @asynccontextmanager
+    async def within(self, seconds: float, what: str) -> AsyncIterator[None]:
+        """The block ends with `ClientGone` when the client leaves, and with a `Failure` after so many seconds."""
+        self.check()
+        try:
+            async with asyncio.timeout(seconds) as self._waiting:
+                yield
+        except TimeoutError:
+            self.check()
+            raise Failure("timeout", f"{what} took more than {seconds:.3g} s") from None
+        finally:
+            self._waiting = None
+
+    async def sleep(self, seconds: float) -> None:
+        """Raises `ClientGone` as soon as it is so."""
+        with suppress(Failure):
+            async with self.within(seconds, "a pause"):
+                await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def listening(receive: Receive) -> AsyncIterator[Listener]:
+    """Watches for the client's leaving for as long as the block lasts."""
+    listener = Listener()
+    watcher = asyncio.create_task(_watch(receive, listener))
+    try:
+        yield listener
+    finally:
+        watcher.cancel()
+
+
+async def _watch(receive: Receive, listener: Listener) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    listener.leave()
