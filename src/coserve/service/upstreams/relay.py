@@ -52,7 +52,6 @@ class Relay:
         ):
             self._tell()
             yield dumps(self._naming.whole(reply))
-            client.check()
             self._passage.delivered()
 
     async def _events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
@@ -65,8 +64,8 @@ class Relay:
                 async for piece in stream.pieces(client):
                     self._tell()
                     yield piece
-                    client.check()
                     self._passage.delivered()
+                    client.check()
         except Failure as failure:  # in mid-stream: the client has a part of the answer
             raise UpstreamFailed(f"The upstream of the model {self._asking.model!r} failed: {failure.why}.") from None
 
