@@ -42,6 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("server", "concurrency")
 FIRST_TOKEN_MS, TOKEN_MS = 100, 10
 SHORT_CONCURRENCY = 32
+PAUSE = 0.1
+"""Seconds at most between a stream's end and the next request on its connection."""
 _START_SECONDS = 120.0
 _MESSAGES = [{"role": "user", "content": "Say a few words, please."}]
 STREAM = json.dumps({"model": "null", "messages": _MESSAGES, "stream": True, "max_tokens": 16}).encode()
@@ -170,7 +172,9 @@ def _server(name: str, started: Sequence[tuple[int, str]]) -> Server:
 
 def measure(server: Server, concurrency: int, length: float) -> Row:
     """TTFT of slow streams."""
-    streams = asyncio.run(closed_loop(Target(server.slow.port, server.slow.key, STREAM), concurrency, length, 1.0))
+    streams = asyncio.run(
+        closed_loop(Target(server.slow.port, server.slow.key, STREAM), concurrency, length, 1.0, PAUSE)
+    )
     p50, p99 = np.percentile(streams.ttft, [50, 99])
     return {"ttft_ms_p50": 1e3 * float(p50), "ttft_ms_p99": 1e3 * float(p99)}
 

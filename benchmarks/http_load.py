@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from dataclasses import dataclass, field
 
@@ -35,17 +36,19 @@ class LoadError(Exception):
     """A reply that was not 200: the first of its bytes."""
 
 
-async def closed_loop(target: Target, concurrency: int, seconds: float, warm_up: float) -> Figures:
-    """Each of `concurrency` connections asks again as soon as it is answered. Raises `LoadError`."""
+async def closed_loop(target: Target, concurrency: int, seconds: float, warm_up: float, pause: float = 0.0) -> Figures:
+    """Each of `concurrency` connections asks again when it is answered, after a pause of up to `pause` seconds: without
+    one they would march in step, and wait for each other. Raises `LoadError`.
+    """
     figures = Figures()
     start = time.perf_counter() + warm_up
     end = start + seconds
-    await asyncio.gather(*(_connection(target, start, end, figures) for _ in range(concurrency)))
+    await asyncio.gather(*(_connection(target, start, end, pause, figures) for _ in range(concurrency)))
     figures.seconds = seconds
     return figures
 
 
-async def _connection(target: Target, start: float, end: float, figures: Figures) -> None:
+async def _connection(target: Target, start: float, end: float, pause: float, figures: Figures) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     request = target.request()
     try:
@@ -55,6 +58,8 @@ async def _connection(target: Target, start: float, end: float, figures: Figures
             if start <= began and time.perf_counter() < end:
                 figures.replies += 1
                 figures.ttft.append(first - began)
+            if pause:
+                await asyncio.sleep(random.uniform(0, pause))
     finally:
         writer.close()
 

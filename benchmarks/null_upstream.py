@@ -12,19 +12,14 @@ import uvicorn
 
 TOKENS = 8
 _HEAD = b'{"id":"chatcmpl-null","object":"chat.completion","created":1,"model":"null","choices":[{"index":0,'
-_WHOLE = (
-    _HEAD + b'"message":{"role":"assistant","content":"'
-    b"word " * TOKENS + b'"},"finish_reason":"stop"}],'
-    b'"usage":{"prompt_tokens":10,"completion_tokens":%d,"total_tokens":%d}}' % (TOKENS, 10 + TOKENS)
-)
+_TEXT = b"word " * TOKENS
+_COUNTS = b'"usage":{"prompt_tokens":10,"completion_tokens":%d,"total_tokens":%d}}' % (TOKENS, 10 + TOKENS)
+_WHOLE = _HEAD + b'"message":{"role":"assistant","content":"%s"},"finish_reason":"stop"}],' % _TEXT + _COUNTS
 _CHUNK = _HEAD.replace(b"chat.completion", b"chat.completion.chunk")
 _TOKEN = b"data: " + _CHUNK + b'"delta":{"role":"assistant","content":"word "},"finish_reason":null}]}\n\n'
 _STOP = b"data: " + _CHUNK + b'"delta":{},"finish_reason":"stop"}]}\n\n'
-_USAGE = (
-    b'data: {"id":"chatcmpl-null","object":"chat.completion.chunk","created":1,"model":"null","choices":[],'
-    b'"usage":{"prompt_tokens":10,"completion_tokens":%d,"total_tokens":%d}}\n\ndata: [DONE]\n\n'
-    % (TOKENS, 10 + TOKENS)
-)
+_USAGE = b'data: {"id":"chatcmpl-null","object":"chat.completion.chunk","created":1,"model":"null","choices":[],'
+_END = _STOP + _USAGE + _COUNTS + b"\n\ndata: [DONE]\n\n"
 _MODELS = b'{"object":"list","data":[{"id":"null","object":"model","created":1,"owned_by":"nobody"}]}'
 
 
@@ -62,7 +57,7 @@ class NullUpstream:
             if number and self.token:
                 await asyncio.sleep(self.token)
             await send({"type": "http.response.body", "body": _TOKEN, "more_body": True})
-        await send({"type": "http.response.body", "body": _STOP + _USAGE, "more_body": False})
+        await send({"type": "http.response.body", "body": _END, "more_body": False})
 
 
 def main(port: str, first_ms: str, token_ms: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import signal
 import socket
 import threading
@@ -116,6 +117,8 @@ class Server:
             serving = asyncio.create_task(self._uvicorn.serve(sockets=[listener]))
             while not self._uvicorn.started and not serving.done():
                 await asyncio.sleep(0.005)
+            gc.collect()
+            gc.freeze()  # what is there now stays: looking through it again and again would hold up replies
             self._ready.set()
             await serving
 

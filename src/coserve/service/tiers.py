@@ -74,6 +74,8 @@ class Limits(_Part):
 
     def overridden(self, own: Mapping[str, int | None]) -> Limits:
         """With a project's own limits in the place of the tier's."""
+        if not own:
+            return self
         known = {name: value for name, value in own.items() if name in Limits.model_fields}
         return Limits(**{**{name: getattr(self, name) for name in Limits.model_fields}, **known})
 

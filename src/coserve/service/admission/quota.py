@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 from coserve.service.admission.refusals import QuotaExceeded, RateLimited, TooLarge, retry_headers, spell
 from coserve.service.auth.projects import Project
@@ -41,7 +42,7 @@ class Quota:
     project: Project
     terms: Terms
 
-    @property
+    @cached_property
     def limits(self) -> Limits:
         return self.terms.goals.overridden(self.project.limits)
 
@@ -58,7 +59,7 @@ class Quota:
     def draws(self, tokens: int, cost: int) -> list[Draw]:
         """What a request of so many tokens, prompt and completion, takes; `cost` in nano-dollars."""
         amount = {"requests": 1, "tokens": tokens}
-        draws = [Draw(limit, amount[window.unit]) for window, limit in self._windows()]
+        draws = [Draw(limit, amount[window.unit]) for window, limit in self._windows]
         if self.project.budget is not None:
             draws.append(Draw(self.budget(self.project.budget), cost))
         return draws
@@ -68,6 +69,7 @@ class Quota:
         month = datetime.now(UTC).strftime("%Y-%m")
         return Limit(f"{self.project.id}/{BUDGET}/{month}", nano_dollars, math.inf)
 
+    @cached_property
     def _windows(self) -> list[tuple[Window, Limit]]:
         if self.batch:
             most = self.terms.goals.batch.tokens_per_day
