@@ -9,7 +9,7 @@ SETUP := pyproject.toml constraints.txt $(wildcard setup.py src/coserve/kernels/
 SOURCES := src tests $(wildcard benchmarks docs examples recipes)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv up test test-all lint bench clean
+.PHONY: help venv up test test-all lint audit bench clean
 
 help: ## this list
 	@echo "make TARGET, where TARGET is one of"
@@ -32,8 +32,12 @@ lint: .venv/dev ## ruff (rules and format) and mypy
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 
+audit: .venv/dev ## bandit on the sources, pip-audit on what is installed (it says what it could not look up)
+	$(BIN)/bandit -q -ll -ii -r src/coserve
+	$(BIN)/pip-audit --local --progress-spinner off --skip-editable
+
 bench: .venv/dev ## the benchmarks, a minute each; ARGS="" for the full ones
-	@for file in benchmarks/coserving.py benchmarks/training.py benchmarks/decode.py benchmarks/planner_validation.py benchmarks/planner_here.py; do \
+	@for file in benchmarks/coserving.py benchmarks/training.py benchmarks/decode.py benchmarks/planner_validation.py benchmarks/planner_here.py benchmarks/tiers.py benchmarks/gateway.py; do \
 		$(BIN)/python $$file $(if $(filter undefined,$(origin ARGS)),--quick,$(ARGS)) || exit 1; done
 
 clean: ## remove .venv and what was built; the models and jobs in ~/.coserve stay

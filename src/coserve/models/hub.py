@@ -52,7 +52,8 @@ def _download(hub_id: str, cache_dir: str | Path | None) -> Path:
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
         return Path(
-            snapshot_download(
+            # No revision is pinned: only data is loaded from it, never code.
+            snapshot_download(  # nosec B615
                 hub_id,
                 cache_dir=cache_dir,
                 endpoint=endpoint,
