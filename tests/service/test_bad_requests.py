@@ -179,6 +179,11 @@ def test_a_mistake_is_told_with_what_would_be_right(http):
     assert error["message"] == "'messages' is required."
 
 
+def test_a_path_with_a_null_character(http):
+    for path in ("/v1/files/a%00b", "/v1/models/%00", "/v1/batches/%00"):
+        assert http.get(path).status_code == 400  # PostgreSQL would refuse to look for it
+
+
 def test_unknown_routes_and_wrong_methods(http):
     assert check_envelope(http.get("/v1/nothing"), 404)["code"] == "unknown_url"
     check_envelope(http.get("/"), 404)

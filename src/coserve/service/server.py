@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import os
 import signal
 import socket
 import threading
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from coserve.engine import Engine, EngineConfig
 
 BACKLOG = 2048
+STANDARD_INPUT = 0
 
 
 class AddressError(CoserveError):
@@ -222,14 +224,30 @@ def stopping_on_signals(server: Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _has_terminal() -> bool:
+    """Whether standard input is a terminal that is still open."""
+    return os.isatty(STANDARD_INPUT)
+
+
 @contextlib.contextmanager
 def reloading_on_hangup(server: Server) -> Iterator[None]:
-    """Within the block SIGHUP makes the server read its tiers again, on systems that have it."""
+    """Within the block SIGHUP makes the server read its tiers again, on systems that have it.
+
+    The same signal says that the terminal was closed: then a server that was started there stops.
+    """
     hangup = getattr(signal, "SIGHUP", None)
     if hangup is None:
         yield
         return
-    previous = signal.signal(hangup, lambda _number, _frame: server.reload_tiers())
+    from_terminal = _has_terminal()
+
+    def hear(_number: int, _frame: object) -> None:
+        if from_terminal and not _has_terminal():
+            server.request_stop()
+        else:
+            server.reload_tiers()
+
+    previous = signal.signal(hangup, hear)
     try:
         yield
     finally:

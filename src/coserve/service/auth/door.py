@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coserve.errors import AuthenticationError, CoserveError
+from coserve.errors import AuthenticationError, CoserveError, InvalidRequest
 from coserve.service.auth.keys import Key
 from coserve.service.auth.oidc import is_token
 from coserve.service.auth.scopes import check_scope
@@ -24,6 +24,8 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
+                if "\x00" in scope["path"]:
+                    raise InvalidRequest("The path holds a character that no id has: %00.")
                 key = await identify(scope)
                 check_scope(scope["path"], key.scopes)
             except CoserveError as error:
