@@ -11,12 +11,14 @@ from coserve.service.auth.projects import NewProject, make_project
 from coserve.service.database import Database, sqlite_url
 
 
-def make_tenants(home: Path, projects: Sequence[NewProject], **key: object) -> list[tuple[str, str]]:
+def make_tenants(
+    home: Path, projects: Sequence[NewProject], *, database_url: str | None = None, **key: object
+) -> list[tuple[str, str]]:
     """For each project its id and a key of it; `key` has fields of `NewKey`."""
 
     async def make() -> list[tuple[str, str]]:
         home.mkdir(parents=True, exist_ok=True)
-        database = Database(sqlite_url(home / "coserve.db"))
+        database = Database(database_url or sqlite_url(home / "coserve.db"))
         await database.open()
         secret, _ = read_secret(home / "secret.key")
         made = []

@@ -23,9 +23,12 @@ def open_and_close(path):
     asyncio.run(run())
 
 
-def test_the_migrations_make_the_tables(tmp_path):
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_the_migrations_make_the_tables(tmp_path, kind, request):
+    url = sqlite_url(tmp_path / "db") if kind == "sqlite" else request.getfixturevalue("postgres_url")
+
     async def difference():
-        database = Database(sqlite_url(tmp_path / "db"))
+        database = Database(url)
         await database.open()
         async with database._engine.connect() as connection:
             found = await connection.run_sync(lambda c: compare_metadata(MigrationContext.configure(c), Table.metadata))
@@ -106,3 +109,12 @@ def test_what_an_earlier_version_wrote_is_kept_and_belongs_to_the_default_projec
         ]
         assert connection.execute("select job_id, message from job_events").fetchall() == [("ftjob-1", "Created")]
         assert connection.execute("pragma foreign_key_check").fetchall() == []
+
+
+def test_urls_are_taken_as_people_write_them():
+    assert Database("postgresql://me@host/name").url == "postgresql+asyncpg://me@host/name"
+    assert Database("postgres://me@host/name").url == "postgresql+asyncpg://me@host/name"
+    assert Database("sqlite:////tmp/x.db").url == "sqlite+aiosqlite:////tmp/x.db"
+    for wrong in ("", "mongodb://host/name", "nonsense"):
+        with pytest.raises(DatabaseError, match="must be like"):
+            Database(wrong)

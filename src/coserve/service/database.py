@@ -13,11 +13,12 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from coserve.errors import CoserveError
 
+SQLITE = "sqlite+aiosqlite"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -28,18 +29,26 @@ class DatabaseError(CoserveError):
 
 
 def sqlite_url(path: Path) -> str:
-    return f"sqlite+aiosqlite:///{path}"
+    return f"{SQLITE}:///{path}"
 
 
 class Database:
     """Sessions on one database.
 
-    Raises (from `open`): `DatabaseError` if it cannot be opened or its schema is newer than this version's.
+    Raises `DatabaseError` for a URL that cannot be, and from `open` if the database cannot be opened or its schema is
+    newer than this version's.
     """
 
     def __init__(self, url: str):
-        self.url = url
-        self._engine = create_async_engine(url)
+        self.url = _with_driver(url)
+        try:
+            self._engine = create_async_engine(self.url)
+        except (ArgumentError, NoSuchModuleError):
+            raise DatabaseError(
+                "The database's URL must be like postgresql://user@host/name or sqlite:////file."
+            ) from None
+        except ImportError:
+            raise DatabaseError("PostgreSQL needs asyncpg: pip install 'coserve[postgres]'.") from None
         self._writers = self._engine.execution_options(coserve_writes=True)
         self._one_writer = asyncio.Lock()
         if self._engine.dialect.name == "sqlite":
@@ -74,6 +83,14 @@ class Database:
             session.begin(),
         ):
             yield session
+
+
+def _with_driver(url: str) -> str:
+    """The URL with the driver that does not block the loop, for those who name none."""
+    for usual, ours in (("postgres", "postgresql+asyncpg"), ("postgresql", "postgresql+asyncpg"), ("sqlite", SQLITE)):
+        if url.startswith(f"{usual}://"):
+            return ours + url.removeprefix(usual)
+    return url
 
 
 def _tame_sqlite(engine: AsyncEngine) -> None:

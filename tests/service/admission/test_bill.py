@@ -88,11 +88,14 @@ def test_what_is_refused_is_not_on_the_bill(tmp_path):
     assert [row.cost for row in found] in ([], [0])
 
 
-def test_many_clients_of_whom_many_leave(tmp_path):
+@pytest.mark.parametrize("store", ["memory", "redis", "postgres"])
+def test_many_clients_of_whom_many_leave(tmp_path, store, request):
     """The ledger's sum is what was sent, row for row nothing doubled, and the limits' buckets are settled."""
+    shared = None if store == "memory" else request.getfixturevalue(f"{store}_url")
+    where = {"limits_url": shared, "database_url": shared if store == "postgres" else None}
     chance = random.Random(4)
     projects = [NewProject(name, tier="developer", limits=LIMITS) for name in ("a", "b", "c")]
-    tenants = make_tenants(tmp_path, projects)
+    tenants = make_tenants(tmp_path, projects, database_url=where["database_url"])
 
     async def client(app, key):
         stream = chance.random() < 0.7
@@ -102,7 +105,7 @@ def test_many_clients_of_whom_many_leave(tmp_path):
     async def run():
         engine = FakeEngine()
         engine.answer, engine.delay = ANSWER, 0.002
-        async with application(tmp_path, engine) as app:
+        async with application(tmp_path, engine, **where) as app:
             asked = [tenants[i % 3] for i in range(200)]
             exchanges = await asyncio.gather(*(client(app, key) for _, key in asked))
             found = await rows(app)

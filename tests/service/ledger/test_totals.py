@@ -1,7 +1,6 @@
 """Reading the bill, and summing old rows of it: nothing appears, nothing is lost, nothing counts twice."""
 
 import asyncio
-import os
 from contextlib import asynccontextmanager
 from dataclasses import astuple, replace
 
@@ -19,17 +18,14 @@ from coserve.service.ledger.totals import FAR, Totals, spent, totals
 from coserve.service.tables import ChipHourRow, UsageDayRow, UsageRow
 from tests.service.ledger.stubs import RATES, THEN, bill, entry, new_database
 
-POSTGRES = os.environ.get("COSERVE_TEST_POSTGRES")
-DATABASES = [
-    "sqlite",
-    pytest.param("postgres", marks=pytest.mark.skipif(not POSTGRES, reason="COSERVE_TEST_POSTGRES is not set")),
-]
 TODAY = THEN // DAY * DAY
 
 
-@pytest.fixture(params=DATABASES)
+@pytest.fixture(params=["sqlite", "postgres"])
 def url(request, tmp_path) -> str:
-    return sqlite_url(new_database(tmp_path)) if request.param == "sqlite" else POSTGRES
+    if request.param == "sqlite":
+        return sqlite_url(new_database(tmp_path))
+    return request.getfixturevalue("postgres_url")
 
 
 @asynccontextmanager
