@@ -10,6 +10,7 @@ from coserve.service.money import cost
 from coserve.service.tiers import Price
 
 COMPLETED = "completed"
+FAILED = "failed"
 INTERRUPTED = "interrupted"
 
 
