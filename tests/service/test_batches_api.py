@@ -14,6 +14,8 @@ import pytest
 
 from coserve.errors import CoserveError, Unavailable
 from coserve.service.auth.projects import NewProject
+from coserve.service.batches import run
+from coserve.service.batches.mistakes import check
 from tests.service.conftest import openai_client, start
 from tests.service.fake_engine import FakeEngine
 from tests.service.tenants import make_tenants
@@ -270,6 +272,25 @@ def test_a_restart_goes_on_where_it_was(tmp_path):
     wait_until(lambda: not list((tmp_path / "batches").iterdir()))
     server.stop()
     check_bill(tmp_path, batch.id, 150)
+
+
+def test_a_stop_does_not_wait_for_files_that_nobody_has_begun_to_check(tmp_path, monkeypatch):
+    checked = []
+
+    def slowly(path, rules):
+        checked.append(path)
+        time.sleep(0.3)
+        return check(path, rules)
+
+    monkeypatch.setattr(run, "check", slowly)
+    server = start(tmp_path)
+    client = openai_client(server)
+    batches = [create(client, [chat("a")]) for _ in range(6)]
+    server.stop()
+    assert len(checked) <= 3
+    server = start(tmp_path)
+    assert {wait(openai_client(server), batch).status for batch in batches} == {"completed"}
+    server.stop()
 
 
 def test_a_batch_waits_for_its_model(tmp_path):

@@ -36,6 +36,8 @@ from tests.service.conftest import start
         ("tiers: {free: {ttft: -1}}", "tiers.free.ttft"),
         ("tiers: {free: {price: {input: -1}}}", "tiers.free.price.input"),
         ("tiers: {free: {price: {input: .inf}}}", "tiers.free.price.input"),
+        ("tiers: {free: {price: {input: cheap}}}", "tiers.free.price.input"),
+        ("tiers: {free: {price: {output: null}}}", "tiers.free.price.output"),
         ("tiers: {free: {price: {inputs: 1}}}", "tiers.free.price.inputs"),
         ("tiers: {free: {models: base}}", "tiers.free.models"),
         ("tiers: {free: {fine_tuning: {concurrent_jobs: -1}}}", "tiers.free.fine_tuning.concurrent_jobs"),
@@ -53,10 +55,10 @@ def test_each_mistake_is_one_line_with_file_and_field(tmp_path, text, field):
     with pytest.raises(InvalidRequest) as caught:
         read_tiers(path)
     assert caught.value.message.startswith(f"{path}: {field}")
-    assert "\n" not in caught.value.message
+    assert all(line.startswith(f"{path}: ") for line in caught.value.message.splitlines())
 
 
-@pytest.mark.parametrize("content", [b"tiers: [", b"\xff\xfe\xff", b"\x00"])
+@pytest.mark.parametrize("content", [b"tiers: [", b"\xff\xfe\xff", b"\x00", b"a: 2026-99-99", b"[" * 5000])
 def test_what_is_not_yaml_is_told_in_one_line(tmp_path, content):
     path = tmp_path / "tiers.yaml"
     path.write_bytes(content)

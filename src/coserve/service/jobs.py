@@ -84,13 +84,19 @@ class Jobs:
         self._closed = False
 
     async def open(self) -> None:
-        """Serve the models of earlier jobs again, and go on with those that a kill or a restart cut off."""
+        """Serve the models of earlier jobs again, and go on with those that a kill or a restart cut off.
+
+        A job whose directory is not here is another server's on the same database.
+        """
         sweep(self._settings.files_directory)
         self._writer = asyncio.create_task(self._record.run())
         async with self._database.read() as session:
             rows = list(await session.scalars(select(JobRow).order_by(JobRow.seq)))
         self._owners = {row.fine_tuned_model: row.project_id for row in rows}
+        here = {directory.name for directory in self._settings.jobs_directory.iterdir()}
         for row in rows:
+            if row.id not in here:
+                continue
             if row.model != self._engine.name:
                 if row.status in ON_THE_WAY:
                     log.warning("the job %s waits: its model %s is not served now", row.id, row.model)
@@ -138,6 +144,7 @@ class Jobs:
         """Store a new job and start it. Raises `RateLimited` if the key's tier allows no more."""
         async with self._database.write() as session:
             await check_allowance(session, self._tiers, key)
+            (self._settings.jobs_directory / row.id).mkdir()
             session.add(row)
             await session.flush()  # events refer to it
             add_event(session, row.id, f"Created fine-tuning job: {row.id}")

@@ -128,11 +128,15 @@ class Service:
             raise
         log.info("tiers read: %s", ", ".join(self.tiers.names))
 
-    def models(self, key: Key) -> list[str]:
-        """The models that the key may use, if it or its tier names them: the base model, those that its project has
-        made, and those of upstreams.
+    def own_models(self, key: Key) -> list[str]:
+        """The models of this server's engine that the key may use, if it or its tier names them: the base model, and
+        those that its project has made.
         """
-        here = [name for name in self.engine.models() if self._may_use(key, name)]
+        return [name for name in self.engine.models() if self._may_use(key, name)]
+
+    def models(self, key: Key) -> list[str]:
+        """Those, and the ones of upstreams."""
+        here = self.own_models(key)
         elsewhere = [name for name in self.upstreams.models() if name not in here and self._is_open(key, name)]
         return [*here, *elsewhere]
 

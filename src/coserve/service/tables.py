@@ -73,7 +73,7 @@ class AuditRow(Table):
 
 
 class UsageRow(Table):
-    """One request, or one piece of a job: what was delivered, and what it costs."""
+    """One request, or one fine-tuning job: what was delivered, and what it costs."""
 
     __tablename__ = "usage"
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -94,7 +94,9 @@ class UsageRow(Table):
     trained_tokens: Mapped[int]
     ttft_ms: Mapped[float | None] = mapped_column(Float)
     latency_ms: Mapped[float] = mapped_column(Float)
-    outcome: Mapped[str] = mapped_column(String(16))  # "completed", "disconnected", "failed", "interrupted"
+    outcome: Mapped[str] = mapped_column(
+        String(16)
+    )  # "completed", "disconnected", "failed", "interrupted", "cancelled"
     cost: Mapped[int]  # nano-dollars
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from coserve.errors import InvalidRequest
-from coserve.planner.quantities import seconds
+from coserve.service.yaml_file import Number, Part, Seconds, find_file, read_file
 
 FILE = "tiers.yaml"
 STANDARD = ("auto", "default", "scale")  # OpenAI's words for: the key's own tier
@@ -21,26 +20,17 @@ FLEX, PRIORITY, BATCH = "flex", "priority", "batch"
 RESERVED = (*STANDARD, FLEX, PRIORITY, BATCH)
 
 
-def _duration(value: Any) -> float | None:
-    """Seconds; `None` stays."""
-    if value is None or isinstance(value, int | float):
-        return value
+def _usd(value: Any) -> Decimal:
     try:
-        return seconds(str(value), "time")
-    except InvalidRequest as error:
-        raise ValueError(error.message) from None
+        return Decimal(str(value))
+    except InvalidOperation:
+        raise ValueError("must be a number") from None
 
 
-Seconds = Annotated[float | None, BeforeValidator(_duration), Field(gt=0)]
-Number = Annotated[int | None, Field(gt=0)]
-Usd = Annotated[Decimal, BeforeValidator(lambda value: Decimal(str(value))), Field(ge=0, allow_inf_nan=False)]
+Usd = Annotated[Decimal, BeforeValidator(_usd), Field(ge=0, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Price(_Part):
+class Price(Part):
     """USD a million tokens."""
 
     input: Usd = Decimal(0)
@@ -52,18 +42,18 @@ class Price(_Part):
         return Price(input=self.input * factor, cached_input=cached, output=self.output * factor)
 
 
-class FineTuning(_Part):
+class FineTuning(Part):
     concurrent_jobs: Annotated[int | None, Field(ge=0)] = None
     tokens_per_day: Number = None
     price: Usd = Decimal(0)  # a million trained tokens
 
 
-class Batches(_Part):
+class Batches(Part):
     requests: Number = None  # of one batch
     tokens_per_day: Number = None
 
 
-class Limits(_Part):
+class Limits(Part):
     """How much a project may ask for. None: as much as it likes."""
 
     requests_per_minute: Number = None
@@ -84,15 +74,15 @@ class Tier(Limits):
     priority: int = 0  # higher goes first
     context: Number = None  # tokens of a prompt with its completion
     models: tuple[str, ...] = ("*",)  # names; "*" is all
-    ttft: Seconds = None  # goals, seconds; None: the engine's
-    itl: Seconds = None
-    queue: Seconds = None  # waiting time after which a request is refused
+    ttft: Seconds | None = None  # goals, seconds; None: the engine's
+    itl: Seconds | None = None
+    queue: Seconds | None = None  # waiting time after which a request is refused
     price: Price = Price()
     fine_tuning: FineTuning = FineTuning()
     batch: Batches = Batches()
 
 
-class Discount(_Part):
+class Discount(Part):
     priority: int
     price_factor: Annotated[Usd, Field(le=1)] = Decimal("0.5")
 
@@ -106,7 +96,7 @@ def _tier_name(name: str) -> str:
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_tier_name)]
 
 
-class TiersFile(_Part):
+class TiersFile(Part):
     tiers: Annotated[dict[Name, Tier], Field(min_length=1)]
     flex: Discount = Discount(priority=-10)
     batch: Discount = Discount(priority=-20)
@@ -184,24 +174,9 @@ class Tiers:
 
 def read_tiers(path: Path | None) -> TiersFile:
     """The file's tiers, or coserve's own for None. Raises `InvalidRequest` naming the file and the field."""
-    where = str(path) if path else FILE
-    try:
-        text = path.read_text(encoding="utf-8") if path else (files("coserve.service") / FILE).read_text("utf-8")
-        return TiersFile.model_validate(yaml.safe_load(text) or {})
-    except OSError as error:
-        raise InvalidRequest(f"Cannot read {where}: {error.strerror}.", param="tiers") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{where} is not YAML: {' '.join(str(error).split())}", param="tiers") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(str(step) for step in first["loc"] if step != "[key]")
-        what = first["msg"].removeprefix("Value error, ").rstrip(".")
-        raise InvalidRequest(f"{where}: {field + ': ' if field else ''}{what}.", param="tiers") from None
+    return read_file(path or files("coserve.service") / FILE, TiersFile, "tiers")
 
 
 def tiers_path(named: Path | None, home: Path) -> Path | None:
-    """The file to read: as named, else `home/tiers.yaml` if it is there, else None for coserve's own."""
-    if named is not None:
-        return named.expanduser()
-    own = home / FILE
-    return own if own.is_file() else None
+    """The file to read; None for coserve's own."""
+    return find_file(named, home, FILE)

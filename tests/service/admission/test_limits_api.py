@@ -145,6 +145,17 @@ def test_a_budget_is_a_hard_stop_that_survives_restarts(ask, tmp_path):
     again.stop()
 
 
+@pytest.mark.parametrize("limits", [{"budget": 10_000}, {"limits": {"tokens_per_minute": 30}}])
+def test_what_failed_before_its_first_token_is_given_back(ask, limits):
+    client = ask(tier="developer", **limits)
+    client.server.engine.fail_after = 0
+    for _ in range(10):
+        with pytest.raises(openai.InternalServerError):
+            chat(client, max_tokens=1)
+    client.server.engine.fail_after = None
+    assert chat(client, max_tokens=1).choices
+
+
 def test_a_days_quota_survives_restarts(ask, tmp_path):
     client = ask({"requests_per_day": 3})
     for _ in range(3):

@@ -224,6 +224,16 @@ async def no_usage(exchange: Exchange) -> None:
     exchange.end()
 
 
+async def usage_in_each_chunk(exchange: Exchange) -> None:
+    """As some servers tell it, or are asked to; slower than a first token may be."""
+    exchange.events()
+    for count, word in enumerate(WORDS, 1):
+        usage = {"prompt_tokens": 9, "completion_tokens": 2 * count}
+        exchange.event(exchange.chunk(word, "stop" if count == len(WORDS) else None, usage=usage))
+        await asyncio.sleep(0.15)
+    exchange.end()
+
+
 def breaking_off(words: int, how: str = "close") -> Behave:
     """A stream that ends after some words: "close", "end" (without a finish), "error", "hang" or "garbage"."""
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coserve.errors import InvalidRequest
 from coserve.service.upstreams.asking import Asking
 from coserve.service.upstreams.config import UpstreamConfig
 from coserve.service.upstreams.counting import Count
@@ -121,6 +122,13 @@ def test_refused_fields_are_dropped_when_they_do_not_matter():
     assert json.loads(harmless.body_for(config, None)) == {"model": "m", "messages": [], "stream": True}
     for field in ({"logprobs": True}, {"n": 2}, {"top_p": 0.5}):
         assert asking(**field).refused(config) == next(iter(field))
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-1e999", "1" * 5000])
+def test_what_is_no_number_in_json_is_the_client_s_mistake(number):
+    raw = b'{"model": "m", "messages": [], "x": %s}' % number.encode()
+    with pytest.raises(InvalidRequest, match="not valid JSON"):
+        Asking("chat", "m", raw, (3,), 1, None, False, False).body_for(UpstreamConfig(base_url="http://x/v1"), None)
 
 
 def test_a_tier_s_context_bounds_those_who_set_no_bound_themselves():

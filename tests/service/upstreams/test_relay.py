@@ -8,7 +8,7 @@ import pytest
 
 from tests.service.conftest import KEY
 from tests.service.upstreams.conftest import HELLO, UPSTREAM_KEY, config, events, until
-from tests.service.upstreams.faulty import endless, no_usage, status
+from tests.service.upstreams.faulty import endless, no_usage, status, usage_in_each_chunk
 
 
 @pytest.fixture
@@ -94,6 +94,14 @@ def test_without_usage_pieces_are_counted(gateway, one):
     streamed, whole = gateway.rows(2)
     assert streamed["completion_tokens"] == 4
     assert whole["completion_tokens"] > 0
+
+
+def test_usage_in_each_chunk_holds_no_token_back(gateway, one):
+    one.default = usage_in_each_chunk
+    assert gateway.text(stream=True) == "Hello, world!"
+    (row,) = gateway.rows()
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (9, 8)
+    assert row["ttft_ms"] < 300
 
 
 def test_a_client_that_leaves_closes_the_upstream_and_pays_for_what_it_got(gateway, one):

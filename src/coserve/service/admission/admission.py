@@ -5,7 +5,7 @@ from __future__ import annotations
 from coserve.errors import ContextLengthExceeded, ModelNotFound
 from coserve.service.admission.estimates import Estimates
 from coserve.service.admission.passage import Passage
-from coserve.service.admission.quota import BUDGET, DAY, Quota
+from coserve.service.admission.quota import BUDGET, DAY, Quota, month_began
 from coserve.service.admission.wish import Wish
 from coserve.service.auth.keys import Key
 from coserve.service.database import Database
@@ -95,10 +95,3 @@ class Admission:
         if "requests" in limit.key:
             return sum(row.requests for row in rows)
         return sum(row.prompt_tokens - row.cached_tokens + row.generated_tokens for row in rows)
-
-
-def month_began() -> int:
-    """The first second of this calendar month, UTC."""
-    from datetime import UTC, datetime
-
-    return int(datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp())

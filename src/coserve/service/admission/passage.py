@@ -15,6 +15,7 @@ from coserve.service.auth.keys import Key
 from coserve.service.errors import ClientGone
 from coserve.service.ids import new_id
 from coserve.service.ledger import Entry, Rates
+from coserve.service.ledger.entry import COMPLETED, FAILED
 from coserve.service.limits import Draw, Refusal
 from coserve.service.money import cost
 from coserve.service.tiers import Terms
@@ -41,7 +42,7 @@ class Passage:
         self._quota = Quota(key.project, terms)
         self._id = wish.usage_id or new_id("usage")
         self._prompt_tokens = wish.prompt_tokens
-        self._cached_tokens = self._delivered = self._generated = 0
+        self._cached_tokens = self._generated = 0
         self._ttft_ms: float | None = None
         self._reserved: list[Draw] = []
         self._leased = False
@@ -90,9 +91,8 @@ class Passage:
 
     def delivered(self, completion_tokens: int | None = None) -> None:
         """Completion tokens that the client was sent so far; all that were made unless said."""
-        self._delivered = self._generated if completion_tokens is None else completion_tokens
         if self._line is not None:
-            self._line.delivered(self._delivered)
+            self._line.delivered(self._generated if completion_tokens is None else completion_tokens)
 
     def via(self, upstream: str) -> None:
         """It is another upstream that is asked now."""
@@ -105,8 +105,9 @@ class Passage:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._line is not None
         self._line.entry = replace(self._line.entry, upstream=self._upstream, prompt_tokens=self._prompt_tokens)
+        outcome = _outcome(kind)
         self._line.close(
-            _outcome(kind),
+            outcome,
             cached_tokens=self._cached_tokens,
             generated_tokens=self._generated,
             ttft_ms=self._ttft_ms,
@@ -115,7 +116,12 @@ class Passage:
         if kind is None:
             per_choice = self._generated / self.wish.choices
             self._admission.estimates.learn(self.key.project.id, self.wish.model, per_choice)
-        await self._settle()
+        used_nothing = outcome == FAILED and not self._generated
+        tokens = 0 if used_nothing else self._prompt_tokens - self._cached_tokens + self._generated
+        try:
+            await self._settle(tokens, self._line.entry.cost)
+        finally:
+            await self._release()
 
     async def _lease(self) -> None:
         limit = self._quota.concurrency
@@ -142,10 +148,11 @@ class Passage:
         self._reserved = draws
         self.headers = rate_headers(answer)
 
-    async def _settle(self) -> None:
-        """Give back what was not used, or take what was used besides: work counts, delivered or not."""
-        tokens = self._prompt_tokens - self._cached_tokens + self._generated
-        used = self._quota.draws(tokens, self._cost())
+    async def _settle(self, tokens: int, billed: int) -> None:
+        """Give back what was not used, or take what was used besides: work counts, delivered or not; a budget is for
+        what is `billed` (nano-dollars).
+        """
+        used = self._quota.draws(tokens, billed)
         corrections = [
             Draw(draw.limit, now.amount - draw.amount)
             for draw, now in zip(self._reserved, used, strict=False)
@@ -154,7 +161,6 @@ class Passage:
         with suppress(Unavailable):  # what was reserved stays taken: the bucket refills by itself
             if corrections:
                 await self._admission.limits.settle(corrections)
-        await self._release()
 
     async def _release(self) -> None:
         limit = self._quota.concurrency
@@ -162,9 +168,6 @@ class Passage:
             self._leased = False
             with suppress(Unavailable):  # the lease ends by itself
                 await self._admission.limits.release(limit.key, self._id)
-
-    def _cost(self) -> int:
-        return self._entry().billed(Rates.of(self.terms.price)).cost
 
     def _entry(self) -> Entry:
         adapter = self._upstream is None and self.wish.model != self._admission.base_model
@@ -181,15 +184,12 @@ class Passage:
             upstream=self._upstream,
             batch_id=self.wish.batch_id,
             prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            completion_tokens=self._delivered,
-            generated_tokens=self._generated,
         )
 
 
 def _outcome(kind: type[BaseException] | None) -> str:
     if kind is None:
-        return "completed"
+        return COMPLETED
     # a generator that is closed early, a task that is cancelled: nobody listens any more
     gone = issubclass(kind, ClientGone | GeneratorExit) or not issubclass(kind, Exception)
-    return "disconnected" if gone else "failed"
+    return "disconnected" if gone else FAILED

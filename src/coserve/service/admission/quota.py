@@ -82,6 +82,11 @@ class Quota:
         return f"{self.project.id}/{self.terms.tier}/{name}"
 
 
+def month_began() -> int:
+    """The first second of this calendar month, UTC."""
+    return int(datetime.now(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp())
+
+
 def refused(refusal: Refusal, tier: str) -> RateLimited:
     """The error for a refusal, in the words that users of such services know."""
     limit, amount = refusal.draw.limit, refusal.draw.amount

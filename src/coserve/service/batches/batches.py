@@ -32,16 +32,19 @@ class Batches:
         self._closing = asyncio.Event()
 
     async def open(self) -> None:
-        """Go on with what a kill or a restart cut off, and remove what finished batches left."""
+        """Go on with what a kill or a restart cut off, and remove what finished batches left.
+
+        A batch whose directory is not here is another server's on the same database.
+        """
         async with self._service.database.read() as session:
             query = select(BatchRow).where(BatchRow.status.in_(states.UNFINISHED)).order_by(BatchRow.seq)
             rows = list(await session.scalars(query))
-        unfinished = {row.id for row in rows}
-        for directory in self._service.settings.batches_directory.iterdir():
-            if directory.name not in unfinished:
-                self._remove(directory.name)
+        here = {directory.name for directory in self._service.settings.batches_directory.iterdir()}
+        for batch_id in here - {row.id for row in rows}:
+            self._remove(batch_id)
         for row in rows:
-            self._start(row)
+            if row.id in here:
+                self._start(row)
 
     async def close(self) -> None:
         """Stop. What runs now is run again after the next start; what has ended is not.
@@ -55,6 +58,7 @@ class Batches:
 
     async def create(self, row: BatchRow) -> None:
         """Store a new batch and start it."""
+        (self._service.settings.batches_directory / row.id).mkdir(mode=0o700)
         async with self._service.database.write() as session:
             session.add(row)
         self._start(row)

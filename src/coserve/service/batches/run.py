@@ -21,6 +21,7 @@ from coserve.service.batches.results import Results
 from coserve.service.batches.states import Files
 from coserve.service.batches.turns import Turns
 from coserve.service.errors import as_coserve_error, envelope
+from coserve.service.hurry import hurry
 from coserve.service.sse import dumps
 from coserve.service.tables import BatchRow
 
@@ -64,8 +65,7 @@ class Run:
 
     def _interrupt(self) -> None:
         self._interrupted = True
-        if self._patience is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        hurry(self._patience)
 
     async def work(self) -> bool:
         """Whether the batch is over; it is not after `stop`. What raises leaves it to be worked on again."""
@@ -86,6 +86,8 @@ class Run:
 
     async def _validate(self) -> None:
         async with self._turns.checking:
+            if self._stopped:
+                return
             report = await self._check()
         if report.mistakes:
             await self._fail(report.mistakes)
@@ -101,7 +103,7 @@ class Run:
         tiers = self._service.tiers
         rules = Rules(
             self._row.endpoint,
-            frozenset(self._service.models(key)),
+            frozenset(self._service.own_models(key)),
             tiers.batch_terms(key.tier or tiers.highest).goals.batch.requests,
             self._service.settings.max_body_bytes,
         )

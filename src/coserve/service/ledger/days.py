@@ -16,7 +16,7 @@ NAME_LENGTH = 500  # characters of a model's name in `usage_days`
 def single_rows() -> Select[tuple[object, ...]]:
     """`usage` in the shape of `usage_days`: when, then GROUPS with "" for none, then SUMS."""
     groups = [func.substr(func.coalesce(getattr(UsageRow, name), ""), 1, NAME_LENGTH).label(name) for name in GROUPS]
-    requests = case((UsageRow.trained_tokens == 0, 1), else_=0).label("requests")  # a piece of a job is no request
+    requests = case((UsageRow.trained_tokens == 0, 1), else_=0).label("requests")  # a job is no request
     sums = [getattr(UsageRow, name) for name in SUMS[1:]]
     return select(UsageRow.created_at.label("at"), *groups, requests, *sums)
 

@@ -10,6 +10,7 @@ from coserve.service.money import cost
 from coserve.service.tiers import Price
 
 COMPLETED = "completed"
+FAILED = "failed"
 INTERRUPTED = "interrupted"
 
 
@@ -38,7 +39,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One request, or one piece of a job: a row of `usage`. Whatever comes twice under one id counts once."""
+    """One request, or one fine-tuning job: a row of `usage`. Whatever comes twice under one id counts once."""
 
     id: str
     created_at: int  # seconds since 1970, when it began
@@ -58,7 +59,7 @@ class Entry:
     trained_tokens: int = 0
     ttft_ms: float | None = None
     latency_ms: float = 0.0
-    outcome: str = "completed"  # or "disconnected", "failed", "interrupted"
+    outcome: str = "completed"  # or "disconnected", "failed", "interrupted", "cancelled"
     cost: int = 0  # nano-dollars
 
     def billed(self, rates: Rates) -> Entry:

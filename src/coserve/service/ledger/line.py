@@ -14,7 +14,7 @@ class Line:
     __slots__ = ("_at", "_on_close", "_slot", "_words", "closed", "entry", "rates")
 
     def __init__(self, entry: Entry, rates: Rates, slot: Slot, on_close: Callable[[Line, Entry, Slot], None]):
-        self.entry = entry  # as it began
+        self.entry = entry  # as it began; once it is closed, as it is billed
         self.rates = rates
         self.closed = False
         self._on_close = on_close
@@ -51,7 +51,7 @@ class Line:
         if cached_tokens is not None:
             self.cached(cached_tokens)
         slot = self._slot
-        entry = self.entry.settled(
+        self.entry = self.entry.settled(
             self.rates,
             *slot.read(),
             outcome,
@@ -60,4 +60,4 @@ class Line:
             latency_ms=latency_ms,
         )
         self._use(memory_slot())  # the slot will be another's
-        self._on_close(self, entry, slot)
+        self._on_close(self, self.entry, slot)

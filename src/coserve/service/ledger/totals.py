@@ -23,7 +23,7 @@ class Totals:
 
     start: int  # seconds since 1970: the bucket's first, or the whole time's
     group: dict[str, str | None]  # by what was grouped by; None: no adapter, this server's own chip
-    requests: int  # pieces of training jobs are none
+    requests: int  # fine-tuning jobs are none
     prompt_tokens: int
     cached_tokens: int  # of the prompts'
     completion_tokens: int

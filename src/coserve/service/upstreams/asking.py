@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from coserve.errors import InvalidRequest
 from coserve.service.sse import dumps
@@ -33,6 +34,8 @@ AS_IF_ABSENT: Mapping[str, Any] = {
     "response_format": {"type": "text"},
 }
 """Values that say what holds anyway; so do null, false, and empty lists and objects."""
+LONGEST_NUMBER = 1000
+"""Digits of a whole one."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ class Asking:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """Raises `InvalidRequest` for NaN and infinity, which are no JSON."""
-        fields: dict[str, Any] = json.loads(self.raw, parse_constant=_no_number)
+        """Raises `InvalidRequest` for NaN, infinity, and numbers too large to be passed on."""
+        fields: dict[str, Any] = json.loads(self.raw, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
         return fields
 
     def refused(self, upstream: UpstreamConfig) -> str | None:
@@ -108,5 +111,14 @@ def _says_nothing(name: str, value: Any) -> bool:
     return value is None or value is False or value in ([], {}, "") or AS_IF_ABSENT.get(name) == value
 
 
-def _no_number(text: str) -> Any:
-    raise InvalidRequest(f"The request's body is not valid JSON: {text} is no number.", code="invalid_json")
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) <= LONGEST_NUMBER else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise InvalidRequest(f"The request's body is not valid JSON: {text[:20]} is no number.", code="invalid_json")

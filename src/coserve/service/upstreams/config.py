@@ -10,26 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from coserve.errors import InvalidRequest
-from coserve.planner.quantities import seconds
 from coserve.service.tiers import Price
+from coserve.service.yaml_file import Number, Part, Seconds, find_file, read_file
 
 FILE = "upstreams.yaml"
 LOCAL = "local"
 """What `via` calls this server's own engine."""
 Routing = Literal["order", "weight", "latency", "cost"]
-
-
-def _duration(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return seconds(value, "time")
-    except InvalidRequest as error:
-        raise ValueError(error.message) from None
 
 
 def _base_url(value: str) -> str:
@@ -47,17 +37,11 @@ def _name(value: str) -> str:
     return value
 
 
-Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[int | None, Field(gt=0)]
 Url = Annotated[str, AfterValidator(_base_url)]
 UpstreamName = Annotated[str, AfterValidator(_name)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Timeout(_Part):
+class Timeout(Part):
     """Seconds."""
 
     connect: Seconds = 2.0
@@ -66,7 +50,7 @@ class Timeout(_Part):
     whole: Seconds = 300.0
 
 
-class Breaking(_Part):
+class Breaking(Part):
     """When an upstream is left alone: after `failures` in a row, or a `share` of a window's requests."""
 
     failures: Annotated[int, Field(gt=0)] = 5
@@ -77,7 +61,7 @@ class Breaking(_Part):
     longest_pause: Seconds = 60.0
 
 
-class Served(_Part):
+class Served(Part):
     """A model as an upstream knows it."""
 
     name: str
@@ -88,10 +72,11 @@ def _served(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class UpstreamConfig(_Part):
+class UpstreamConfig(Part):
     base_url: Url
     api_key_env: str | None = None  # the environment's variable that holds the key; None: no key
-    models: dict[str, Annotated[Served, BeforeValidator(_served)]] = {}  # those with another name or price there
+    # those with another name or price there
+    models: dict[str, Annotated[Served, BeforeValidator(_served)]] = Field(default_factory=dict)
     refuses: tuple[str, ...] = ()  # fields of a request that it does not take
     service_tier: str | None = None  # what it is asked for; the client's word is for this server
     send_user: bool = False  # whether it learns the client's `user`
@@ -112,10 +97,10 @@ class UpstreamConfig(_Part):
         return own or self.price
 
 
-class ModelConfig(_Part):
+class ModelConfig(Part):
     via: Annotated[tuple[str, ...], Field(min_length=1)]
     routing: Routing = "order"
-    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    weights: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
     overflow: bool = False  # this server's own engine first, as long as it keeps the tier's TTFT goal
     rounds: Annotated[int, Field(ge=1, le=10)] = 2  # how often each upstream may be tried
 
@@ -132,9 +117,9 @@ class ModelConfig(_Part):
         return self
 
 
-class UpstreamsFile(_Part):
-    upstreams: dict[UpstreamName, UpstreamConfig] = {}
-    models: dict[str, ModelConfig] = {}
+class UpstreamsFile(Part):
+    upstreams: dict[UpstreamName, UpstreamConfig] = Field(default_factory=dict)
+    models: dict[str, ModelConfig] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _known(self) -> UpstreamsFile:
@@ -152,33 +137,12 @@ class UpstreamsFile(_Part):
 
 def read_upstreams(path: Path | None) -> UpstreamsFile:
     """The file's content; that of an empty file for None. Raises `InvalidRequest` naming the file and the field."""
-    if path is None:
-        return UpstreamsFile()
-    try:
-        return UpstreamsFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    except OSError as error:
-        raise InvalidRequest(f"Cannot read {path}: {error.strerror}.", param="upstreams") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{path} is not YAML: {' '.join(str(error).split())}", param="upstreams") from None
-    except ValidationError as error:
-        raise InvalidRequest(_explain(path, error), param="upstreams") from None
-
-
-def _explain(path: Path, error: ValidationError) -> str:
-    """One line for each mistake."""
-    lines = []
-    for mistake in error.errors(include_url=False, include_context=False, include_input=False):
-        field = ".".join(str(step) for step in mistake["loc"] if step != "[key]")
-        lines.append(f"{path}: {field + ': ' if field else ''}{mistake['msg'].removeprefix('Value error, ')}.")
-    return "\n".join(lines)
+    return UpstreamsFile() if path is None else read_file(path, UpstreamsFile, "upstreams")
 
 
 def upstreams_path(named: Path | None, home: Path) -> Path | None:
-    """The file to read: as named, else `home/upstreams.yaml` if it is there, else None."""
-    if named is not None:
-        return named.expanduser()
-    own = home / FILE
-    return own if own.is_file() else None
+    """The file to read; None if there is none."""
+    return find_file(named, home, FILE)
 
 
 def read_keys(content: UpstreamsFile, environment: Mapping[str, str] = os.environ) -> dict[str, str]:

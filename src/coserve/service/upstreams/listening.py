@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from starlette.types import Receive
 
 from coserve.service.errors import ClientGone
+from coserve.service.hurry import hurry
 from coserve.service.upstreams.failures import Failure
 
 
@@ -27,8 +28,7 @@ class Listener:
     def leave(self) -> None:
         """The client has left: whatever is waited for on its behalf ends with `ClientGone`."""
         self._gone = True
-        if self._waiting is not None:
-            self._waiting.reschedule(0)
+        hurry(self._waiting)
 
     @asynccontextmanager
     async def within(self, seconds: float, what: str) -> AsyncIterator[None]:

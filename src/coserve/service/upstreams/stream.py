@@ -87,15 +87,18 @@ class Stream:
             raise Failure("invalid", "its stream holds what is no JSON")
         if may_have_error(data):
             _check_error(_parsed(data))
+        counted = False
         if may_have_usage(data):
             chunk = _parsed(data)
-            if self._count.see_usage(chunk) and not chunk.get("choices"):
+            counted = self._count.see_usage(chunk)
+            if counted and not chunk.get("choices"):
                 self._begun = True
                 if not self._wants_usage:
                     return b""
                 self._usage_sent = True
-        elif has_content(data):
-            self._count.see_piece()
+        if has_content(data):
+            if not counted:
+                self._count.see_piece()
             self._see_first(data)
             self._last = data
         if has_finish(data):
