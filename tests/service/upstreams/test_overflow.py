@@ -115,3 +115,12 @@ def test_a_batch_cannot_have_a_model_of_an_upstream(start, one):
     failed = wait(gateway.client, create(gateway.client, [chat("a", model="m")]))
     assert [error.code for error in failed.errors.data] == ["model_not_found"]
     assert failed.request_counts.total == 0
+
+
+def test_the_engine_s_context_bounds_no_answer_of_an_upstream(start, one, tmp_path):
+    tiers = tmp_path / "tiers.yaml"
+    tiers.write_text("tiers: {only: {context: 8192}}")
+    gateway = start({"one": one.url}, engine=FakeEngine(), training=TRAINING, tiers=tiers)
+    prompt = [{"role": "user", "content": "x" * 4 * 2000}]
+    gateway.client.chat.completions.create(model="m", messages=prompt)
+    assert one.posts[0].body["max_completion_tokens"] == 8192 - 2000

@@ -66,7 +66,9 @@ class Passage:
         most = self.terms.goals.context
         if self.wish.max_tokens is not None or most is None:
             return self.wish.max_tokens
-        return max(1, min(most, self._admission.context) - prompt_tokens)
+        if self._upstream is None:
+            most = min(most, self._admission.context)
+        return max(1, most - prompt_tokens)
 
     async def __aenter__(self) -> Passage:
         """Raises `RateLimited` and its kin when the limits do not allow it; then nothing is taken."""
