@@ -1,7 +1,7 @@
 """A server in a process of its own, to be killed: `python -m tests.service.live MODEL HOME PORT`.
 
-With "fake" for MODEL the engine and the trainer are the tests' own; "fake-slow" takes its time over long answers, has no
-trainer, and starts quickly.
+With "fake" for MODEL the engine and the trainer are the tests' own. "fake-slow" takes its time over long answers, and
+starts quickly, as it has no trainer.
 """
 
 from __future__ import annotations
@@ -12,8 +12,15 @@ from pathlib import Path
 from coserve.service import Server, Settings, serve
 from coserve.service.jobs import Training
 
-NO_TRAINING = Training(job=None, read_examples=None)
 KEY = "sk-cs-for-the-live-server"
+
+
+def trainer(model: str) -> Training:
+    if model == "fake-slow":
+        return Training(job=None, read_examples=None)
+    from tests.service.fake_training import TRAINING  # loads torch
+
+    return TRAINING
 
 
 def main(model: str, home: str, port: str) -> None:
@@ -21,12 +28,10 @@ def main(model: str, home: str, port: str) -> None:
 
     settings = Settings(home=Path(home), port=int(port), api_key=KEY, drain_seconds=1)
     if model.startswith("fake"):
-        engine, training = FakeEngine(), NO_TRAINING
+        engine = FakeEngine()
         if model == "fake-slow":
             engine.answer, engine.delay = "abcde" * 60, 0.003
-        else:
-            from tests.service.fake_training import TRAINING as training  # loads torch
-        server = Server(settings, lambda: engine, training=training)
+        server = Server(settings, lambda: engine, training=trainer(model))
     else:
         import torch
 
