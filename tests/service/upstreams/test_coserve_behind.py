@@ -57,4 +57,4 @@ def test_an_engine_that_fails_in_mid_stream_fails_here_too(gateway, behind):
     body = {"model": "m", "messages": HELLO, "stream": True}
     *chunks, last = events(gateway.http.post("/v1/chat/completions", json=body).text)
     assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == "Hel"
-    assert "ended its stream with an error" in last["error"]["message"]
+    assert "The engine failed on this request." in last["error"]["message"]

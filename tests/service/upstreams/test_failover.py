@@ -87,6 +87,7 @@ def test_an_error_in_mid_stream_is_an_event_without_the_key(start, one):
     *_, last = events(reply.text)
     assert last["error"]["code"] == "upstream_error"
     assert "out of memory, key ***" in last["error"]["message"]
+    assert gateway.state()["last_error"] == "it ended its stream with an error"  # its words may quote a prompt
 
 
 def test_one_upstream_is_tried_again_after_a_passing_trouble(start, one):

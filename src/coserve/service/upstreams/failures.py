@@ -28,12 +28,20 @@ LONGEST_HOLD = 120.0
 class Failure(Exception):
     """An attempt that failed: another upstream may do better, as long as the client has no token."""
 
-    def __init__(self, outcome: Outcome, why: str, retry_after: float | None = None):
-        """`why` is for the log and for the client: no key, no address. `retry_after`: seconds."""
+    def __init__(self, outcome: Outcome, why: str, retry_after: float | None = None, *, said: str = ""):
+        """`why` is for operators and for the client: no key, no address; `said`, the upstream's own words, may quote a
+        prompt and is for the client alone. `retry_after`: seconds.
+        """
         super().__init__(why)
         self.outcome = outcome
         self.why = why
+        self.said = said
         self.retry_after = retry_after
+
+    @property
+    def told(self) -> str:
+        """For the client."""
+        return f"{self.why}: {self.said}" if self.said else self.why
 
     @property
     def ill(self) -> bool:
@@ -70,7 +78,7 @@ class Rejected(CoserveError):
 
 def given_up(model: str, failures: Mapping[str, Failure], wait: float) -> CoserveError:
     """The error for a request that no upstream took. `wait`: seconds until one may."""
-    ill = [f"{name}: {failure.why}" for name, failure in failures.items() if failure.ill]
+    ill = [f"{name}: {failure.told}" for name, failure in failures.items() if failure.ill]
     if ill:
         return UpstreamFailed(f"No upstream of the model {model!r} could answer ({'; '.join(ill)}).")
     seconds = max(wait, 0.1)

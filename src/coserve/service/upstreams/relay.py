@@ -67,7 +67,7 @@ class Relay:
                     self._passage.delivered()
                     client.check()
         except Failure as failure:  # in mid-stream: the client has a part of the answer
-            raise UpstreamFailed(f"The upstream of the model {self._asking.model!r} failed: {failure.why}.") from None
+            raise UpstreamFailed(f"The upstream of the model {self._asking.model!r} failed: {failure.told}.") from None
 
     def _tell(self) -> None:
         """What is known so far, before it is sent."""

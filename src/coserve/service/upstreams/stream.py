@@ -135,7 +135,8 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _check_error(chunk: dict[str, Any]) -> None:
-    """Raises `Failure` for an event with an error in it, without its words: they may quote a prompt, and what failed
-    last is shown to operators."""
-    if chunk.get("error"):
-        raise Failure("failed", "it ended its stream with an error")
+    """Raises `Failure` for an event with an error in it."""
+    error = chunk.get("error")
+    if error:
+        message = error.get("message") if isinstance(error, dict) else error
+        raise Failure("failed", "it ended its stream with an error", said=str(message)[:500])

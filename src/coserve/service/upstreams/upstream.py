@@ -76,7 +76,7 @@ class Upstream:
             yield place
             outcome = "answered"
         except Failure as failure:
-            outcome, failure.why = failure.outcome, self.client.without_key(failure.why)
+            outcome, failure.said = failure.outcome, self.client.without_key(failure.said)
             self._learn(failure)
             raise
         except Rejected:
