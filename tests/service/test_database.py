@@ -114,7 +114,7 @@ def test_what_an_earlier_version_wrote_is_kept_and_belongs_to_the_default_projec
 def test_urls_are_taken_as_people_write_them():
     assert Database("postgresql://me@host/name").url == "postgresql+asyncpg://me@host/name"
     assert Database("postgres://me@host/name").url == "postgresql+asyncpg://me@host/name"
-    assert Database("sqlite:////tmp/x.db").url == "sqlite+aiosqlite:////tmp/x.db"
+    assert Database("sqlite:////data/x.db").url == "sqlite+aiosqlite:////data/x.db"
     for wrong in ("", "mongodb://host/name", "nonsense"):
         with pytest.raises(DatabaseError, match="must be like"):
             Database(wrong)
