@@ -24,6 +24,10 @@ class TurnBack(Exception):
     """No upstream answered, and the next in line is this server's own engine."""
 
 
+EARLY = 0.01
+"""Seconds by which a timer of the loop may ring too early: an upstream asked then would still be left alone."""
+
+
 class Attempts:
     """`upstreams` in the order in which to ask; `then_here`: after one round this server's own engine has its turn."""
 
@@ -67,7 +71,7 @@ class Attempts:
         wait = min((self._seconds_away(upstream) for upstream in upstreams), default=PATIENCE + 1)
         if wait > PATIENCE:
             return False
-        await client.sleep(max(wait, backoff * self._random.uniform(1, 2)))
+        await client.sleep(max(wait + EARLY, backoff * self._random.uniform(1, 2)))
         return True
 
     def _seconds_away(self, upstream: Upstream) -> float:
