@@ -14,6 +14,7 @@ from coserve.engine import Output, Request
 from coserve.errors import ContextLengthExceeded, CoserveError, Unavailable
 from coserve.service.errors import ClientGone
 from coserve.service.mailbox import Mailbox
+from coserve.service.tasks import watching
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
@@ -99,15 +100,8 @@ async def generating(
     except ContextLengthExceeded as error:
         error.param = prompt  # the engine cannot know by which name the client gave it
         raise
-    watcher = asyncio.create_task(_watch(receive, generation))
-    try:
-        yield generation
-    finally:
-        watcher.cancel()
-        generation.close()
-
-
-async def _watch(receive: Receive, generation: Generation) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    generation.abandon()
+    async with watching(receive, generation.abandon):
+        try:
+            yield generation
+        finally:
+            generation.close()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from coserve.errors import InvalidRequest, ModelNotFound
@@ -25,6 +25,7 @@ from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
 from coserve.service.settings import Settings
+from coserve.service.tasks import cancel
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
 from coserve.service.upstreams.overflow import Overflow
 from coserve.service.upstreams.pool import Upstreams, read_pool
@@ -79,7 +80,7 @@ class Service:
             await self.database.open()
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
-            stack.push_async_callback(_cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
+            stack.push_async_callback(cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
             limits = open_store(self.settings.limits_url)
             await limits.open()
             stack.push_async_callback(limits.close)
@@ -168,12 +169,6 @@ def open_oidc(settings: Settings) -> Oidc | None:
     if settings.oidc_issuer is None:
         return None
     return Oidc(Issuer(settings.oidc_issuer, settings.oidc_audience or "", settings.oidc_admins))
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def sampling_defaults(engine: Engine) -> dict[str, Any]:

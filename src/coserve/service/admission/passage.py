@@ -16,16 +16,13 @@ from coserve.service.errors import ClientGone
 from coserve.service.ids import new_id
 from coserve.service.ledger import Entry, Rates
 from coserve.service.ledger.entry import COMPLETED, FAILED
-from coserve.service.limits import Draw, Refusal
+from coserve.service.limits import LEASE_SECONDS, Draw, Refusal
 from coserve.service.money import cost
 from coserve.service.tiers import Terms
 
 if TYPE_CHECKING:
     from coserve.service.admission.admission import Admission
     from coserve.service.ledger import Line
-
-LEASE_SECONDS = 3600.0
-"""After this a killed process's requests no longer count as running."""
 
 
 class Passage:

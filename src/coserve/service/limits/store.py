@@ -7,6 +7,9 @@ from typing import Protocol
 
 from coserve.service.limits.bucket import Draw, Level, Limit, Refusal
 
+LEASE_SECONDS = 3600.0
+"""For how long a request holds its place at most: after this a killed process's requests no longer count."""
+
 
 class LimitStore(Protocol):
     """Buckets and leases by key. Reserve an estimate, do the work, settle the difference.

@@ -10,6 +10,7 @@ from starlette.types import Receive
 
 from coserve.service.errors import ClientGone
 from coserve.service.hurry import hurry
+from coserve.service.tasks import watching
 from coserve.service.upstreams.failures import Failure
 
 
@@ -54,14 +55,5 @@ class Listener:
 async def listening(receive: Receive) -> AsyncIterator[Listener]:
     """Watches for the client's leaving for as long as the block lasts."""
     listener = Listener()
-    watcher = asyncio.create_task(_watch(receive, listener))
-    try:
+    async with watching(receive, listener.leave):
         yield listener
-    finally:
-        watcher.cancel()
-
-
-async def _watch(receive: Receive, listener: Listener) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    listener.leave()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from coserve.service.limits import LimitStore
 from coserve.service.metrics import Metrics
+from coserve.service.tasks import cancel
 from coserve.service.upstreams.asking import Asking
 from coserve.service.upstreams.config import (
     LOCAL,
@@ -50,7 +50,7 @@ class Upstreams:
             self._open.push_async_callback(client.close)
             upstream = Upstream(name, config, client, store, counters)
             self._upstreams[name] = upstream
-            self._open.push_async_callback(_cancel, asyncio.create_task(watch(upstream, self.random)))
+            self._open.push_async_callback(cancel, asyncio.create_task(watch(upstream, self.random)))
 
     async def close(self) -> None:
         await self._open.aclose()
@@ -107,9 +107,3 @@ def read_pool(named: Path | None, home: Path) -> Upstreams:
     """Those of the file as named, else of `home`'s, else none. Raises `InvalidRequest`."""
     content = read_upstreams(upstreams_path(named, home))
     return Upstreams(content, read_keys(content))
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

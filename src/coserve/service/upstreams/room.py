@@ -7,13 +7,11 @@ from contextlib import suppress
 
 from coserve.errors import Unavailable
 from coserve.service.ids import new_id
-from coserve.service.limits import Draw, Limit, LimitStore, Refusal
+from coserve.service.limits import LEASE_SECONDS, Draw, Limit, LimitStore, Refusal
 from coserve.service.upstreams.config import UpstreamConfig
 from coserve.service.upstreams.failures import Failure
 
 MINUTE = 60.0
-LEASE_SECONDS = 3600.0
-"""After this a killed process's requests no longer count as running."""
 
 
 class Room:
