@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coserve.kernels import quantized
 from coserve.kernels.native import kernel, pointer
+from coserve.kernels.quantized import QuantizedWeight
+
+Weight = Tensor | QuantizedWeight  # a matrix [out, in]
 
 # Float32 BLAS works through rows in fours; what is left over takes another path, with another order of summation.
 _ROWS = 4
@@ -18,13 +22,13 @@ _ROWS = 4
 _MANY_ROWS = 256
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     """x [rows, in] @ weight [out, in].T + bias [out]. Differentiable.
 
-    Float32 rows may meet bfloat16 weights: those are widened on their way into the product. Without gradients, a row's
-    result does not depend on how many rows there are.
+    Float32 rows may meet bfloat16 or quantised weights: those are widened on their way into the product. Without
+    gradients, a row's result does not depend on how many rows there are.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled() and (x.requires_grad or _trains(weight)):
         return _Linear.apply(x, weight, bias, True, None, ())
     return _product(x, weight, bias)
 
@@ -71,7 +75,7 @@ Parts = Sequence[tuple[str, int, int]]  # each module's columns of the output: (
 
 def lora_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None,
     parts: Parts,
     loras: Sequence[LoraRows],
@@ -118,37 +122,38 @@ class _Linear(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx,
         x: Tensor,
-        weight: Tensor,
+        weight: Weight,
         bias: Tensor | None,
         wanted: bool,
         layer: LoraLayer | None,
         adapted: Parts,
         *leaves: Tensor,
     ) -> Tensor:
-        many = x.shape[0] >= _MANY_ROWS
-        wide = weight.to(x.dtype) if many else weight
+        wide = weight
+        if isinstance(weight, Tensor) and x.shape[0] >= _MANY_ROWS:
+            wide = weight.to(x.dtype)
         if not wanted:
             y = x.new_zeros(1).expand(x.shape[0], weight.shape[0])
         else:
-            y = F.linear(x, wide, bias) if many else _product(x, weight, bias)
+            y = _product(x, weight, bias) if wide is weight else F.linear(x, wide, bias)
         reduced = []
         for (name, first, last), a, b in zip(adapted, leaves[::2], leaves[1::2], strict=True):
             assert layer is not None
             reduced.append(layer.dropped(name, x) @ a.t())
             if wanted:
                 y[:, first:last].addmm_(reduced[-1], b.t(), alpha=layer.modules[name].scaling)
-        keep_x = x if adapted or weight.requires_grad else None
-        ctx.save_for_backward(keep_x, wide, *leaves, *reduced)
-        ctx.weight_dtype, ctx.layer, ctx.adapted = weight.dtype, layer, adapted
+        keep_x = x if adapted or _trains(weight) else None
+        ctx.save_for_backward(keep_x, wide if isinstance(wide, Tensor) else None, *leaves, *reduced)
+        ctx.weight, ctx.layer, ctx.adapted = weight, layer, adapted
         return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, *rest = ctx.saved_tensors
+        x, wide, *rest = ctx.saved_tensors
         leaves, reduced = rest[: 2 * len(ctx.adapted)], rest[2 * len(ctx.adapted) :]
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
-        dx = _input_gradient(grad, weight) if want_x else None
-        dw = (grad.t() @ x).to(ctx.weight_dtype) if want_weight else None
+        dx = _input_gradient(grad, ctx.weight if wide is None else wide) if want_x else None
+        dw = (grad.t() @ x).to(ctx.weight.dtype) if want_weight else None
         gradients: list[Tensor] = []
         for (name, first, last), a, b, z in zip(ctx.adapted, leaves[::2], leaves[1::2], reduced, strict=True):
             part, scaling = grad[:, first:last], ctx.layer.modules[name].scaling
@@ -159,7 +164,13 @@ class _Linear(torch.autograd.Function):
         return dx, dw, grad.sum(0) if want_bias else None, None, None, None, *gradients
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _trains(weight: Weight) -> bool:
+    return isinstance(weight, Tensor) and weight.requires_grad
+
+
+def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    if isinstance(weight, QuantizedWeight):
+        return quantized.product(x, weight, bias)
     run = kernel("linear", weight.dtype) if x.dtype == torch.float32 else None
     if run is None:
         return _product_by_torch(x, weight.to(x.dtype), bias)
@@ -176,8 +187,10 @@ def _product_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+def _input_gradient(grad: Tensor, weight: Weight) -> Tensor:
     """grad [rows, out] @ weight [out, in]."""
+    if isinstance(weight, QuantizedWeight):
+        return grad @ quantized.dequantize(weight).to(grad.dtype)
     few = grad.dtype == torch.float32 and grad.shape[0] < _MANY_ROWS
     run = kernel("linear_input_gradient", weight.dtype) if few else None
     if run is None:
