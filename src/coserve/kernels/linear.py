@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coserve.kernels import quantized
+from coserve.kernels import quantized, reference
 from coserve.kernels.native import kernel, pointer
 from coserve.kernels.quantized import QuantizedWeight
 
 Weight = Tensor | QuantizedWeight  # a matrix [out, in]
 
-# Float32 BLAS works through rows in fours; what is left over takes another path, with another order of summation.
-_ROWS = 4
 # From so many rows on, BLAS on widened weights is worth the widening. For training alone: its order of summation is
 # another one, and may depend on the number of rows.
 _MANY_ROWS = 256
@@ -130,12 +128,12 @@ class _Linear(torch.autograd.Function):
         *leaves: Tensor,
     ) -> Tensor:
         wide = weight
-        if isinstance(weight, Tensor) and x.shape[0] >= _MANY_ROWS:
-            wide = weight.to(x.dtype)
+        if isinstance(wide, Tensor) and x.shape[0] >= _MANY_ROWS:
+            wide = wide.to(x.dtype)
         if not wanted:
             y = x.new_zeros(1).expand(x.shape[0], weight.shape[0])
         else:
-            y = _product(x, weight, bias) if wide is weight else F.linear(x, wide, bias)
+            y = _fastest_product(x, wide, bias)
         reduced = []
         for (name, first, last), a, b in zip(adapted, leaves[::2], leaves[1::2], strict=True):
             assert layer is not None
@@ -168,23 +166,23 @@ def _trains(weight: Weight) -> bool:
     return isinstance(weight, Tensor) and weight.requires_grad
 
 
+def _fastest_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    """Of many rows BLAS's, where weights have its format."""
+    if isinstance(weight, Tensor) and x.shape[0] >= _MANY_ROWS:
+        return F.linear(x, weight, bias)
+    return _product(x, weight, bias)
+
+
 def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     if isinstance(weight, QuantizedWeight):
         return quantized.product(x, weight, bias)
     run = kernel("linear", weight.dtype) if x.dtype == torch.float32 else None
     if run is None:
-        return _product_by_torch(x, weight.to(x.dtype), bias)
+        return reference.product(x, weight.to(x.dtype), bias)
     x, weight = x.contiguous(), weight.contiguous()
     y = x.new_empty(x.shape[0], weight.shape[0])
     run(pointer(x), pointer(weight), pointer(bias), pointer(y), x.shape[0], *weight.shape)
     return y
-
-
-def _product_by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rows = x.shape[0]
-    if rows % _ROWS and x.dtype == torch.float32:
-        return F.linear(F.pad(x, (0, 0, 0, -rows % _ROWS)), weight, bias)[:rows]
-    return F.linear(x, weight, bias)
 
 
 def _input_gradient(grad: Tensor, weight: Weight) -> Tensor:

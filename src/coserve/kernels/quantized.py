@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coserve.kernels import reference
+from coserve.kernels.native import library, pointer
+
 PANEL = 16  # rows of a matrix that lie interleaved
 BLOCK = 32  # elements of a row that 4-bit products sum in integers; groups are multiples of it
 GROUP = 64  # elements that share a scale where we quantise to 4 bits
@@ -153,6 +156,16 @@ def _kind(w: QuantizedWeight) -> tuple[int, int, int, bool]:
 
 def dequantize(weight: QuantizedWeight) -> Tensor:
     """The matrix in float32 [out, in]."""
+    lib = library()
+    if lib is None:
+        return dequantize_by_torch(weight)
+    out = torch.empty(weight.shape)
+    parts = (pointer(t) for t in (weight.data, weight.scales, weight.mins, out))
+    lib.coserve_dequantize(*parts, weight.bits, weight.group, *weight.shape)
+    return out
+
+
+def dequantize_by_torch(weight: QuantizedWeight) -> Tensor:
     q, scales, mins = unpack(weight)
     columns = q.shape[1]
     wide = q.float() * _spread(scales, weight.group, columns)
@@ -165,14 +178,21 @@ def _spread(per_group: Tensor, group: int, columns: int) -> Tensor:
 
 def product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
     """x [rows, in] float -> x @ weight.T + bias [rows, out] in x's format. A row's result depends on nothing else."""
-    return F.linear(rounded(x, weight.bits), dequantize(weight), None if bias is None else bias.float()).to(x.dtype)
+    lib, wide, bias = library(), x.float().contiguous(), None if bias is None else bias.float()
+    if lib is None:
+        return reference.product(rounded(wide, weight.bits), dequantize_by_torch(weight), bias).to(x.dtype)
+    y = torch.empty(x.shape[0], weight.shape[0])
+    parts = (pointer(t) for t in (wide, weight.data, weight.scales, weight.mins, bias, y))
+    lib.coserve_linear_quantized(*parts, weight.bits, weight.group, x.shape[0], *weight.shape)
+    return y.to(x.dtype)
 
 
 def rounded(x: Tensor, bits: int) -> Tensor:
     """Activations as a product with `bits`-bit weights sees them, float32 [rows, in]."""
     rows, columns = x.shape
     width = _padded(columns, BLOCK)
-    blocks = F.pad(x.float(), (0, width - columns)).view(rows, -1, width if bits == 8 else BLOCK)
+    block = width if bits == 8 else BLOCK
+    blocks = F.pad(x.float(), (0, width - columns)).view(rows, width // block, block)
     top, levels = blocks.abs().amax(-1, keepdim=True), _ACTIVATION_LEVELS[bits]
     inverse = torch.where(top > _TINY, levels / top, 0.0)
-    return ((blocks * inverse).round() * (top / levels)).view(rows, -1)[:, :columns]
+    return ((blocks * inverse).round() * (top / levels)).view(rows, width)[:, :columns]

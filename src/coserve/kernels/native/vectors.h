@@ -12,6 +12,7 @@
 #include <vector>
 
 #define INLINE static inline __attribute__((always_inline))
+#define INLINE_MEMBER inline __attribute__((always_inline))  // of a struct
 #define UNROLL _Pragma("GCC unroll 16")
 
 #if defined(__x86_64__) && defined(__GNUC__)

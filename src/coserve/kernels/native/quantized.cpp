@@ -1,0 +1,385 @@
+// Products of float32 rows with matrices of 8- or 4-bit integers. The format, and what is done to the rows on their way
+// in, are those of quantized.py.
+//
+// Sixteen of the matrix's rows ("columns" here: of the result) lie interleaved in a panel, so that a vector of sums has
+// one of each, and panels are read from the first byte to the last. Sums are of integers, and exact: in 8 bits along at
+// most kDepth elements, then scaled and added as floats, in an order that does not depend on the number of rows.
+
+#include "vectors.h"
+
+#include <omp.h>
+
+#ifdef AVX2
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int kPanel = 16;
+constexpr int kBlockK = 32;   // elements of 4-bit weights that are summed as integers
+constexpr int kDepth = 1024;  // of 8-bit ones: 1024 * 128 * 16383 < 2^31
+constexpr int kGroup = 128;   // rows that a panel is taken through the caches for
+constexpr int kAhead = 4096;  // bytes between what is used and what is asked of the memory
+constexpr int kStep = 64;     // bytes of weights in a step of the inner loops
+constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
+
+typedef int32_t Word;  // two 16-bit or four 8-bit activations, neighbours along k
+
+// Some of a batch's rows, interleaved: of every word, block scale and block sum there is one for each row in turn.
+struct Tile {
+  Word* words;    // [width / 2 or width / 4, rows]
+  float* scales;  // [width / 32, rows], for 4-bit weights
+  float* sums;    // [width / 32, rows]: of the activations; for 4-bit weights times their scale
+  int row, rows;
+};
+
+// The rows of x in groups of kGroup, each cut into tiles of nearly one size, at most `most`.
+struct Rows {
+  Word* words;
+  float *scales, *sums;
+  float* row_scales;  // [count], for 8-bit weights
+  int count, width, words_of_row, most;
+
+  int tiles_of(int rows) const { return (rows + most - 1) / most; }
+  Tile tile(int group, int rows, int i) const {
+    const int tiles = tiles_of(rows), begin = rows * i / tiles, end = rows * (i + 1) / tiles, row = group + begin;
+    const int64_t blocks = int64_t(row) * (width / kBlockK);
+    return {words + int64_t(row) * words_of_row, scales + blocks, sums + blocks, row, end - begin};
+  }
+};
+
+struct Panel {
+  const uint8_t* data;
+  const uint16_t *scales, *mins;  // float16 [groups, 16]
+  int group;
+};
+
+struct Result {
+  float* y;  // [rows, columns]
+  const float* bias;
+  int columns, column;
+};
+
+struct Ahead {  // where to read next, and how fast to go on
+  const uint8_t* at;
+  int pace;
+  INLINE_MEMBER void fetch() {
+    __builtin_prefetch(at);
+    at += pace;
+  }
+};
+
+float half_float(uint16_t bits) {
+  const uint32_t sign = uint32_t(bits & 0x8000) << 16, rest = bits & 0x7fff;
+  uint32_t word = (rest << 13) + (112u << 23);  // normal numbers
+  if (rest >= 0x7c00) word = (rest << 13) | 0x7f800000u;
+  float value;
+  std::memcpy(&value, &word, sizeof value);
+  if (rest < 0x400) value = float(rest) * 5.9604645e-8f;  // 2^-24
+  return sign ? -value : value;
+}
+
+// ---- rows on their way in -----------------------------------------------------------------------------------------
+
+// Rounds n floats, with zeros up to `padded` (a multiple of 32), to `levels` steps of their largest; returns the step,
+// which is no number if one of them is none.
+template <int L, class T>
+INLINE float round_all(const float* x, int n, int padded, float levels, T* out) {
+  Vec<L> top = {}, bad = {};
+  const int whole = n / L * L;
+  const Vec<L> rest = load_tail<L>(x + whole, n - whole);
+  const auto see = [&](Vec<L> v) __attribute__((always_inline)) {
+    const Vec<L> size = v < 0.0f ? -v : v;
+    top = size > top ? size : top;
+    bad += v * 0.0f;
+  };
+  for (int i = 0; i < whole; i += L) see(load<L>(x + i));
+  see(rest);
+  const float most = largest<L>(top), inverse = most > 1e-30f ? levels / most : 0.0f;
+  const auto put = [&](int i, Vec<L> v) __attribute__((always_inline)) {
+    typedef T Out __attribute__((vector_size(L * sizeof(T))));
+    const Vec<L> shifted = v * inverse + 12582912.0f;  // 1.5 * 2^23: the sum is rounded to a whole number
+    const Out q = __builtin_convertvector(__builtin_convertvector(shifted - 12582912.0f, typename Lanes<L>::Ints), Out);
+    std::memcpy(out + i, &q, sizeof q);
+  };
+  for (int i = 0; i < whole; i += L) put(i, load<L>(x + i));
+  if (whole < padded) {
+    std::memset(out + whole, 0, (padded - whole) * sizeof(T));
+    put(whole, rest);
+  }
+  return most / levels + sum<L>(bad);
+}
+template <class T>
+INLINE float sum_of_block(const T* values) {
+  int32_t sum = 0;
+  for (int i = 0; i < kBlockK; i++) sum += values[i];
+  return float(sum);
+}
+// A row of `n` elements: its values, and for each block of them the scale (one for all in round8) and the sum.
+template <int L>
+INLINE void round8(const float* x, int n, int width, int16_t* values, float* scale, float* sums) {
+  *scale = round_all<L>(x, n, width, 16383.0f, values);
+  for (int b = 0; b < width / kBlockK; b++) sums[b] = sum_of_block(values + b * kBlockK);
+}
+template <int L>
+INLINE void round4(const float* x, int n, int width, int8_t* values, float* scales, float* sums) {
+  for (int b = 0; b < width / kBlockK; b++) {
+    const int at = b * kBlockK;
+    scales[b] = round_all<L>(x + at, std::min(kBlockK, n - at), kBlockK, 127.0f, values + at);
+    sums[b] = scales[b] * sum_of_block(values + at);
+  }
+}
+LEVELS(round8, (const float* x, int n, int width, int16_t* values, float* scale, float* sums),
+       round8<L>(x, n, width, values, scale, sums))
+LEVELS(round4, (const float* x, int n, int width, int8_t* values, float* scales, float* sums),
+       round4<L>(x, n, width, values, scales, sums))
+
+template <class T>
+void interleave(const T* from, int n, T* to, int rows) {
+  for (int i = 0; i < n; i++) to[int64_t(i) * rows] = from[i];
+}
+
+// Fills a tile with rows of x [., depth].
+void fill(const Rows& rows, const Tile& tile, int bits, const float* x, int depth) {
+  static const auto round8_row = CHOOSE(round8);
+  static const auto round4_row = CHOOSE(round4);
+  const int blocks = rows.width / kBlockK;
+  float* scales = scratch_floats(size_t(2) * blocks + rows.words_of_row);
+  float* sums = scales + blocks;
+  Word* words = reinterpret_cast<Word*>(sums + blocks);
+  for (int r = 0; r < tile.rows; r++) {
+    const float* from = x + int64_t(tile.row + r) * depth;
+    if (bits == 8) {
+      round8_row(from, depth, rows.width, reinterpret_cast<int16_t*>(words), rows.row_scales + tile.row + r, sums);
+    } else {
+      round4_row(from, depth, rows.width, reinterpret_cast<int8_t*>(words), scales, sums);
+      interleave(scales, blocks, tile.scales + r, tile.rows);
+    }
+    interleave(sums, blocks, tile.sums + r, tile.rows);
+    interleave(words, rows.words_of_row, tile.words + r, tile.rows);
+  }
+}
+
+// ---- one product for each instruction set ---------------------------------------------------------------------------
+
+typedef void (*PanelProduct)(const Rows&, const Panel&, const Result&, float*);
+
+namespace plain_kernel {
+#include "quantized_kernel.h"
+struct Plain {
+  static constexpr int kRows = 2;
+  struct Sums {
+    int32_t v[kPanel];
+  };
+  using ShortSums = Sums;
+  struct Floats {
+    float v[kPanel];
+  };
+  static const uint8_t* pairs(const uint8_t* w) { return w; }
+  static const uint8_t* quads(const uint8_t* w) { return w; }
+  static void add_pairs(Sums& s, const uint8_t* w, Word word) {
+    int16_t x[2];
+    std::memcpy(x, &word, sizeof word);
+    for (int c = 0; c < kPanel; c++) s.v[c] += int8_t(w[2 * c]) * x[0] + int8_t(w[2 * c + 1]) * x[1];
+  }
+  static void add_quads(Sums& s, const uint8_t* w, Word word) {
+    int8_t x[4];
+    std::memcpy(x, &word, sizeof word);
+    for (int c = 0; c < kPanel / 2; c++)
+      for (int i = 0; i < 4; i++) {
+        s.v[c] += (w[4 * c + i] & 15) * x[i];
+        s.v[c + kPanel / 2] += (w[4 * c + i] >> 4) * x[i];
+      }
+  }
+  static Sums widened(const Sums& s) { return s; }
+  static Floats half_floats(const uint16_t* p) {
+    Floats f;
+    for (int c = 0; c < kPanel; c++) f.v[c] = half_float(p[c]);
+    return f;
+  }
+  static Floats times(const Floats& f, float by) {
+    Floats out;
+    for (int c = 0; c < kPanel; c++) out.v[c] = f.v[c] * by;
+    return out;
+  }
+  static void add_sums(float* total, const Sums& s, const Floats& scale, float by) {
+    for (int c = 0; c < kPanel; c++) total[c] += float(s.v[c]) * scale.v[c] * by;
+  }
+  static void add_floats(float* total, const Floats& f, float by) {
+    for (int c = 0; c < kPanel; c++) total[c] += f.v[c] * by;
+  }
+};
+}  // namespace plain_kernel
+
+#ifdef AVX2
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+namespace avx2_kernel {
+#include "quantized_kernel.h"
+struct Avx2 {
+  static constexpr int kRows = 6;
+  struct Sums {  // of columns 0 to 7, and 8 to 15
+    __m256i a, b;
+  };
+  using ShortSums = Sums;  // 16-bit: two for each column
+  struct Floats {
+    __m256 a, b;
+  };
+  static INLINE_MEMBER Sums pairs(const uint8_t* w) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)),
+            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)))};
+  }
+  static INLINE_MEMBER void add_pairs(Sums& s, const Sums& w, Word x) {
+    const __m256i v = _mm256_set1_epi32(x);
+    s.a = _mm256_add_epi32(s.a, _mm256_madd_epi16(w.a, v));
+    s.b = _mm256_add_epi32(s.b, _mm256_madd_epi16(w.b, v));
+    in_turn(s);
+  }
+  // One row after the other: left to itself, the compiler multiplies for all of them first and runs out of registers.
+  static INLINE_MEMBER void in_turn(Sums& s) { asm volatile("" : "+x"(s.a), "+x"(s.b)); }
+  static INLINE_MEMBER Sums quads(const uint8_t* w) {
+    const __m256i v = _mm256_loadu_si256((const __m256i*)w), low = _mm256_set1_epi8(15);
+    return {_mm256_and_si256(v, low), _mm256_and_si256(_mm256_srli_epi16(v, 4), low)};
+  }
+  // At most 15 * 127 * 2 in each of the eight additions to a 16-bit sum: less than 2^15.
+  static INLINE_MEMBER void add_quads(ShortSums& s, const Sums& w, Word x) {
+    const __m256i v = _mm256_set1_epi32(x);
+    s.a = _mm256_add_epi16(s.a, _mm256_maddubs_epi16(w.a, v));
+    s.b = _mm256_add_epi16(s.b, _mm256_maddubs_epi16(w.b, v));
+    in_turn(s);
+  }
+  static INLINE_MEMBER Sums widened(const ShortSums& s) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_madd_epi16(s.a, ones), _mm256_madd_epi16(s.b, ones)};
+  }
+  static INLINE_MEMBER Floats half_floats(const uint16_t* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+  }
+  static INLINE_MEMBER Floats times(const Floats& f, float by) {
+    return {_mm256_mul_ps(f.a, _mm256_set1_ps(by)), _mm256_mul_ps(f.b, _mm256_set1_ps(by))};
+  }
+  static INLINE_MEMBER void add_sums(float* total, const Sums& s, const Floats& scale, float by) {
+    add_floats(total, {_mm256_mul_ps(_mm256_cvtepi32_ps(s.a), scale.a), _mm256_mul_ps(_mm256_cvtepi32_ps(s.b), scale.b)}, by);
+  }
+  static INLINE_MEMBER void add_floats(float* total, const Floats& f, float by) {
+    const __m256 v = _mm256_set1_ps(by);
+    _mm256_storeu_ps(total, _mm256_fmadd_ps(f.a, v, _mm256_loadu_ps(total)));
+    _mm256_storeu_ps(total + 8, _mm256_fmadd_ps(f.b, v, _mm256_loadu_ps(total + 8)));
+  }
+};
+}  // namespace avx2_kernel
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+namespace avx512_kernel {
+#include "quantized_kernel.h"
+struct Avx512 {  // with VNNI, which sums what it multiplies
+  static constexpr int kRows = 8;
+  using Sums = __m512i;
+  using ShortSums = __m512i;
+  using Floats = __m512;
+  static INLINE_MEMBER __m512i pairs(const uint8_t* w) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
+  }
+  static INLINE_MEMBER void add_pairs(Sums& s, __m512i w, Word x) { s = _mm512_dpwssd_epi32(s, w, _mm512_set1_epi32(x)); }
+  static INLINE_MEMBER __m512i quads(const uint8_t* w) {
+    const __m256i v = _mm256_loadu_si256((const __m256i*)w);
+    const __m512i halves = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
+    return _mm512_and_si512(halves, _mm512_set1_epi8(15));
+  }
+  static INLINE_MEMBER void add_quads(ShortSums& s, __m512i w, Word x) {
+    s = _mm512_dpbusd_epi32(s, w, _mm512_set1_epi32(x));
+  }
+  static INLINE_MEMBER Sums widened(ShortSums s) { return s; }
+  static INLINE_MEMBER Floats half_floats(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
+  static INLINE_MEMBER Floats times(Floats f, float by) { return _mm512_mul_ps(f, _mm512_set1_ps(by)); }
+  static INLINE_MEMBER void add_sums(float* total, Sums s, Floats scale, float by) {
+    add_floats(total, _mm512_mul_ps(_mm512_cvtepi32_ps(s), scale), by);
+  }
+  static INLINE_MEMBER void add_floats(float* total, Floats f, float by) {
+    _mm512_storeu_ps(total, _mm512_fmadd_ps(f, _mm512_set1_ps(by), _mm512_loadu_ps(total)));
+  }
+};
+}  // namespace avx512_kernel
+#pragma GCC pop_options
+#endif
+
+struct Product {
+  PanelProduct run[2][2];  // [4 bits, not 8][with mins]
+  int rows;                // of a tile, at most
+};
+#define PRODUCT(SPACE, M)                                                                        \
+  Product {                                                                                      \
+    {{SPACE::panel_product<SPACE::M, 8, false>, SPACE::panel_product<SPACE::M, 8, true>},        \
+     {SPACE::panel_product<SPACE::M, 4, false>, SPACE::panel_product<SPACE::M, 4, true>}},       \
+        SPACE::M::kRows                                                                          \
+  }
+Product product_of_this_processor() {
+#ifdef AVX2
+  if (level() == avx512 && __builtin_cpu_supports("avx512vnni")) return PRODUCT(avx512_kernel, Avx512);
+  if (level() != plain && __builtin_cpu_supports("f16c")) return PRODUCT(avx2_kernel, Avx2);
+#endif
+  return PRODUCT(plain_kernel, Plain);
+}
+
+}  // namespace
+
+// y [rows, columns] = x [rows, depth] W^T + bias, of a packed W. `mins` and `bias` may be null.
+extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales, const uint16_t* mins,
+                                         const float* bias, float* y, int bits, int group, int rows, int columns,
+                                         int depth) {
+  static const Product product = product_of_this_processor();
+  static thread_local std::vector<float> memory;
+  const int64_t width = (depth + kBlockK - 1) / kBlockK * kBlockK, blocks = width / kBlockK, words = width * (bits == 8 ? 2 : 1) / 4;
+  const size_t need = size_t(rows) * (words + 2 * blocks + 1);
+  if (memory.size() < need) memory.resize(need);
+  Rows in;
+  in.words = reinterpret_cast<Word*>(memory.data());
+  in.scales = memory.data() + rows * words;
+  in.sums = in.scales + rows * blocks;
+  in.row_scales = in.sums + rows * blocks;
+  in.count = rows, in.width = int(width), in.words_of_row = int(words), in.most = product.rows;
+  const int tiles_of_group = in.tiles_of(kGroup), groups_of_rows = (rows + kGroup - 1) / kGroup;
+#pragma omp parallel for schedule(static) if (int64_t(rows) * depth > kWorthThreads)
+  for (int i = 0; i < groups_of_rows * tiles_of_group; i++) {
+    const int group = i / tiles_of_group * kGroup, here = std::min(kGroup, rows - group);
+    if (i % tiles_of_group < in.tiles_of(here)) fill(in, in.tile(group, here, i % tiles_of_group), bits, x, depth);
+  }
+  const PanelProduct run = product.run[bits == 4][mins != nullptr];
+  const int64_t panels = (columns + kPanel - 1) / kPanel, groups = (depth + group - 1) / group;
+  const int64_t panel_bytes = width * kPanel * bits / 8;
+  // A few parts for each thread: one that another program has held up takes fewer.
+  const int parts = int64_t(rows) * columns * depth > kWorthThreads ? std::min<int64_t>(panels, 6 * omp_get_max_threads()) : 1;
+#pragma omp parallel for schedule(dynamic) if (parts > 1)
+  for (int part = 0; part < parts; part++) {
+    float* total = scratch_floats(size_t(kGroup) * kPanel);
+    for (int64_t i = panels * part / parts; i < panels * (part + 1) / parts; i++) {
+      const int64_t at = i * groups * kPanel;
+      const Panel panel{data + i * panel_bytes, scales + at, mins ? mins + at : nullptr, group};
+      run(in, panel, Result{y, bias, columns, int(i * kPanel)}, total);
+    }
+  }
+}
+
+// The matrix itself, in float32 [rows, columns].
+extern "C" void coserve_dequantize(const uint8_t* data, const uint16_t* scales, const uint16_t* mins, float* out, int bits,
+                                   int group, int rows, int columns) {
+  const int64_t width = (columns + kBlockK - 1) / kBlockK * kBlockK, groups = (columns + group - 1) / group;
+#pragma omp parallel for schedule(static)
+  for (int row = 0; row < rows; row++) {
+    const int64_t panel = row / kPanel, c = row % kPanel, half = c % (kPanel / 2);
+    const uint8_t* from = data + panel * width * kPanel * bits / 8;
+    for (int g = 0; g < groups; g++) {
+      const int64_t at = (panel * groups + g) * kPanel + c;
+      const float scale = half_float(scales[at]), min = mins ? half_float(mins[at]) : bits == 4 ? -8 * scale : 0;
+      for (int k = g * group; k < std::min(columns, (g + 1) * group); k++) {
+        const int byte = bits == 8 ? from[(k / 2 * kPanel + c) * 2 + k % 2] : from[(k / 4 * (kPanel / 2) + half) * 4 + k % 4];
+        const int q = bits == 8 ? int8_t(byte) : c == half ? byte & 15 : byte >> 4;
+        out[int64_t(row) * columns + k] = float(q) * scale + min;
+      }
+    }
+  }
+}
