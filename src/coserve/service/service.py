@@ -20,7 +20,7 @@ from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
 from coserve.service.ledger import Ledger
 from coserve.service.ledger.chips import ChipHours
-from coserve.service.limits import open_store
+from coserve.service.limits import RenewedStore, open_store
 from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
@@ -81,7 +81,7 @@ class Service:
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
             stack.push_async_callback(cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
-            limits = open_store(self.settings.limits_url)
+            limits = RenewedStore(open_store(self.settings.limits_url))
             await limits.open()
             stack.push_async_callback(limits.close)
             await self.upstreams.open(limits, self.metrics)
