@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from coserve.errors import CoserveError
+from coserve.errors import CoserveError, Unavailable
 from coserve.service.admission.training import bill
-from coserve.service.database import Database
+from coserve.service.database import Database, reason
 from coserve.service.errors import log_unexpected
 from coserve.service.files import adopt_file
 from coserve.service.ids import new_id, now
@@ -91,8 +90,8 @@ class Record:
         while True:
             try:
                 return await self._commit(reports)
-            except OperationalError as error:
-                log.warning("cannot record what a job reports (%s); trying again", type(error).__name__)
+            except Unavailable as error:
+                log.warning("cannot record what a job reports (%s); trying again", reason(error))
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:
                 if len(reports) > 1:
