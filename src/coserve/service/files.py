@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from coserve.errors import Conflict, InvalidRequest, NotFound
+from coserve.service.admission.allowances import check_file
+from coserve.service.admission.refusals import RateLimited
 from coserve.service.auth.door import key_of
 from coserve.service.batches import states
 from coserve.service.ids import new_id, now
@@ -59,6 +61,7 @@ async def create_file(http: Request) -> Response:
     file_id = new_id("file")
     path = service.settings.files_directory / file_id
     draft = path.with_suffix(".part")
+    key = key_of(http)
     form = await receive_form(http, draft, service.settings.max_file_bytes)
     try:
         purpose = _check_form(form.fields.get("purpose"), form.size)
@@ -72,10 +75,15 @@ async def create_file(http: Request) -> Response:
         purpose=purpose,
         bytes=form.size,
         created_at=now(),
-        project_id=key_of(http).project.id,
+        project_id=key.project.id,
     )
-    async with service.database.write() as session:
-        session.add(row)
+    try:
+        async with service.database.write() as session:
+            await check_file(session, service.tiers, key, row.bytes)
+            session.add(row)
+    except RateLimited:
+        path.unlink(missing_ok=True)
+        raise
     return JSONResponse(file_object(row))
 
 

@@ -50,7 +50,12 @@ class FineTuning(Part):
 
 class Batches(Part):
     requests: Number = None  # of one batch
+    open_batches: Number = None  # that are not over
     tokens_per_day: Number = None
+
+
+class Files(Part):
+    bytes: Number = None  # of all that a project keeps
 
 
 class Limits(Part):
@@ -80,6 +85,7 @@ class Tier(Limits):
     price: Price = Price()
     fine_tuning: FineTuning = FineTuning()
     batch: Batches = Batches()
+    files: Files = Files()
 
 
 class Discount(Part):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from coserve.service.admission.allowances import check_batch
 from coserve.service.batches import states
 from coserve.service.batches.run import Run
 from coserve.service.batches.turns import Turns
@@ -16,6 +17,7 @@ from coserve.service.errors import log_unexpected
 from coserve.service.tables import BatchRow
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
 RETRY_SECONDS = 5.0
@@ -56,10 +58,11 @@ class Batches:
             run.stop()
         await asyncio.gather(*self._tasks)
 
-    async def create(self, row: BatchRow) -> None:
-        """Store a new batch and start it."""
-        (self._service.settings.batches_directory / row.id).mkdir(mode=0o700)
+    async def create(self, row: BatchRow, key: Key) -> None:
+        """Store a new batch and start it. Raises `RateLimited` if the key's tier allows no more."""
         async with self._service.database.write() as session:
+            await check_batch(session, self._service.tiers, key)
+            (self._service.settings.batches_directory / row.id).mkdir(mode=0o700)
             session.add(row)
         self._start(row)
 

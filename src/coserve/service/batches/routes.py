@@ -115,7 +115,7 @@ async def create_batch(http: Request) -> Response:
         labels=body.metadata,
     )
     reply = batch_object(row, service.batches)
-    await service.batches.create(row)
+    await service.batches.create(row, key)
     return JSONResponse(reply)
 
 
