@@ -77,6 +77,7 @@ class Limits(Part):
 
 class Tier(Limits):
     priority: int = 0  # higher goes first
+    requestable: bool = True  # by keys of other tiers; else only by those whose `up_to` names it
     context: Number = None  # tokens of a prompt with its completion
     models: tuple[str, ...] = ("*",)  # names; "*" is all
     ttft: Seconds | None = None  # goals, seconds; None: the engine's
@@ -140,6 +141,12 @@ class Tiers:
     def highest(self) -> str:
         return max(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
 
+    @property
+    def _safest(self) -> str:
+        """The lowest of those that anybody may ask for, if there is one."""
+        tiers = self._content.tiers
+        return min(tiers, key=lambda name: (not tiers[name].requestable, tiers[name].priority))
+
     def find(self, name: str, param: str = "tier") -> Tier:
         """Raises `InvalidRequest` that lists the tiers."""
         tier = self._content.tiers.get(name)
@@ -152,8 +159,8 @@ class Tiers:
 
         Raises `InvalidRequest` for a tier that there is not, or that the key may not ask for.
         """
-        if own not in self._content.tiers:  # the file was changed since the key was made: the lowest is safe
-            own = min(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
+        if own not in self._content.tiers:  # the file was changed since the key was made
+            own = self._safest
         tier = self._content.tiers[own]
         if asked is None or asked in STANDARD or asked == own:
             return Terms(own, "default", tier.priority, tier.price, tier)
@@ -165,6 +172,11 @@ class Tiers:
         if found.priority > self._content.tiers[highest].priority or (asked == PRIORITY and highest == own):
             raise InvalidRequest(
                 f"'service_tier': this key may not ask for {asked!r}; its tier is {own!r}.", param="service_tier"
+            )
+        if not (found.requestable or wanted == up_to):
+            raise InvalidRequest(
+                f"'service_tier': the tier {wanted!r} is not open to requests; this key's tier is {own!r}.",
+                param="service_tier",
             )
         return Terms(wanted, asked, found.priority, found.price, found)
 
