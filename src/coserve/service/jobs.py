@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,7 @@ class Jobs:
         mailbox: Mailbox,
         training: Training,
         tiers: Tiers,
+        charge: Callable[[str, int], Awaitable[None]],
     ):
         self._engine = engine
         self._database = database
@@ -78,7 +79,7 @@ class Jobs:
         self._alive: dict[str, TrainingJob] = {}
         self._owners: dict[str, str] = {}
         self._tiers = tiers
-        self._record = Record(database, settings, tiers, self._over)
+        self._record = Record(database, settings, tiers, charge, self._over)
         self._writer: asyncio.Task[None] | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
         self._closed = False

@@ -103,7 +103,9 @@ class Service:
             stack.push_async_callback(hours.close)
             self.mailbox = Mailbox(asyncio.get_running_loop())
             training = self._training or Training.real()
-            self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training, self.tiers)
+            self.jobs = Jobs(
+                self.engine, self.database, self.settings, self.mailbox, training, self.tiers, self._charge
+            )
             await self.jobs.open()
             stack.push_async_callback(self.jobs.close)
             self.batches = Batches(self)
@@ -119,6 +121,12 @@ class Service:
         """Seconds of the chip since the engine's start: inference, training, nothing."""
         stats = self.engine.stats()
         return stats.inference_seconds, stats.training_seconds, stats.idle_seconds
+
+    async def _charge(self, project_id: str, billed: int) -> None:
+        """What is billed beside all requests (nano-dollars)."""
+        project = self.keys.project(project_id)
+        if project is not None:
+            await self.admission.charge(project, billed)
 
     def reload_tiers(self) -> None:
         """Read the tiers' file again; safe in a signal handler. Raises `InvalidRequest`: the old tiers stay."""
