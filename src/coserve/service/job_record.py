@@ -119,7 +119,7 @@ class Record:
 
     async def _write(self, session: AsyncSession, job_id: str, event: JobEvent) -> tuple[str, bool] | None:
         """Returns the job and whether its model stands, if this was its end."""
-        row = await session.scalar(select(JobRow).where(JobRow.id == job_id))
+        row = await session.scalar(select(JobRow).where(JobRow.id == job_id).with_for_update())
         if row is None:
             return None
         if row.status in FINAL:  # it was cancelled meanwhile; what comes late changes nothing

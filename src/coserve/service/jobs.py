@@ -50,9 +50,12 @@ class Training:
         return cls(TrainingJob, read_examples)
 
 
-async def find_job(session: AsyncSession, job_id: str, project: str | None = None) -> JobRow:
-    """Raises `NotFound`, also for another project's than `project`."""
-    row = await session.scalar(select(JobRow).where(JobRow.id == job_id))
+async def find_job(session: AsyncSession, job_id: str, project: str | None = None, *, change: bool = False) -> JobRow:
+    """To `change` it, nobody else does until the transaction ends. Raises `NotFound`, also for another project's than
+    `project`.
+    """
+    query = select(JobRow).where(JobRow.id == job_id)
+    row = await session.scalar(query.with_for_update() if change else query)
     if row is None or project not in (None, row.project_id):
         raise NotFound(f"There is no fine-tuning job {job_id!r}.")
     return row
@@ -166,9 +169,10 @@ class Jobs:
                 log_unexpected(error)
                 error = CoserveError("The job could not be started.", code="internal_error")
             async with self._database.write() as session:
-                stored = await find_job(session, row.id)
-                fail(session, stored, error)
-                await bill(session, self._tiers, stored, "failed")
+                stored = await find_job(session, row.id, change=True)
+                if stored.status not in FINAL:  # nobody has cancelled it meanwhile
+                    fail(session, stored, error)
+                    await bill(session, self._tiers, stored, "failed")
 
     def _hear(self, job_id: str, event: JobEvent) -> None:
         """On the trainer's thread."""
@@ -192,7 +196,7 @@ class Jobs:
     async def cancel(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it is over."""
         async with self._database.write() as session:
-            row = await find_job(session, job_id, project)
+            row = await find_job(session, job_id, project, change=True)
             if row.status in FINAL:
                 raise Conflict(f"The job {job_id!r} has already {_ended(row.status)}.")
             row.status, row.finished_at, row.estimated_finish = "cancelled", now(), None
@@ -206,7 +210,7 @@ class Jobs:
     async def pause(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it does not go on."""
         async with self._database.write() as session:
-            row = await find_job(session, job_id, project)
+            row = await find_job(session, job_id, project, change=True)
             if row.status not in ON_THE_WAY:
                 raise Conflict(f"The job {job_id!r} cannot be paused: it is {row.status}.")
             self._record.last_status[job_id] = row.status
@@ -219,7 +223,7 @@ class Jobs:
     async def resume(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it is not paused."""
         async with self._database.write() as session:
-            row = await find_job(session, job_id, project)
+            row = await find_job(session, job_id, project, change=True)
             if row.status != "paused":
                 raise Conflict(f"The job {job_id!r} cannot be resumed: it is {row.status}.")
             job = self._alive.get(job_id)
