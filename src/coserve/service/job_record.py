@@ -159,6 +159,8 @@ class Record:
         add_event(session, row.id, event.message or f"The job is {event.status.replace('_', ' ')}.")
 
     def _metrics(self, session: AsyncSession, row: JobRow, event: JobEvent) -> None:
+        if row.status == "queued":  # another server, which does not know better, has resumed it
+            row.status = self.last_status.get(row.id, row.status)
         finish = self._pace.setdefault(row.id, Pace()).finish_time(event.step, event.total_steps)
         if finish is not None:
             row.estimated_finish = finish
