@@ -50,7 +50,8 @@ def file_object(row: FileRow) -> dict[str, Any]:
 
 async def find_file(session: AsyncSession, file_id: str, project: str, *, param: str | None = None) -> FileRow:
     """Raises `NotFound`, also for another project's."""
-    row = await session.scalar(select(FileRow).where(FileRow.id == file_id, FileRow.project_id == project))
+    query = select(FileRow).where(FileRow.id == file_id, FileRow.project_id == project)
+    row = await session.scalar(query) if "\x00" not in file_id else None  # which PostgreSQL has no way to say
     if row is None:
         raise NotFound(f"There is no file {file_id!r}.", param=param)
     return row

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from coserve.errors import InvalidRequest
-from coserve.service.yaml_file import Number, Part, Seconds, find_file, read_file
+from coserve.service.yaml_file import LARGEST, Number, Part, Seconds, find_file, read_file
 
 FILE = "tiers.yaml"
 STANDARD = ("auto", "default", "scale")  # OpenAI's words for: the key's own tier
@@ -27,7 +27,8 @@ def _usd(value: Any) -> Decimal:
         raise ValueError("must be a number") from None
 
 
-Usd = Annotated[Decimal, BeforeValidator(_usd), Field(ge=0, allow_inf_nan=False)]
+Usd = Annotated[Decimal, BeforeValidator(_usd), Field(ge=0, le=10**6, allow_inf_nan=False)]
+Priority = Annotated[int, Field(ge=-(10**6), le=10**6)]
 
 
 class Price(Part):
@@ -43,7 +44,7 @@ class Price(Part):
 
 
 class FineTuning(Part):
-    concurrent_jobs: Annotated[int | None, Field(ge=0)] = None
+    concurrent_jobs: Annotated[int | None, Field(ge=0, le=LARGEST)] = None
     tokens_per_day: Number = None
     price: Usd = Decimal(0)  # a million trained tokens
 
@@ -76,7 +77,7 @@ class Limits(Part):
 
 
 class Tier(Limits):
-    priority: int = 0  # higher goes first
+    priority: Priority = 0  # higher goes first
     requestable: bool = True  # by keys of other tiers; else only by those whose `up_to` names it
     context: Number = None  # tokens of a prompt with its completion
     models: tuple[str, ...] = ("*",)  # names; "*" is all
@@ -90,7 +91,7 @@ class Tier(Limits):
 
 
 class Discount(Part):
-    priority: int
+    priority: Priority
     price_factor: Annotated[Usd, Field(le=1)] = Decimal("0.5")
 
 
