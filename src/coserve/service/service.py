@@ -13,6 +13,7 @@ from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.admission import Admission
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
 from coserve.service.auth.oidc import Issuer, Oidc
+from coserve.service.auth.uses import KeyUses
 from coserve.service.auth.watch import watch_keys
 from coserve.service.batches.batches import Batches
 from coserve.service.database import Database, sqlite_url
@@ -45,6 +46,7 @@ class Service:
     """
 
     keys: KeyRing
+    key_uses: KeyUses
     tiers: Tiers
     ledger: Ledger
     admission: Admission
@@ -81,6 +83,9 @@ class Service:
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
             stack.push_async_callback(cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
+            self.key_uses = KeyUses(self.database)
+            await self.key_uses.open()
+            stack.push_async_callback(self.key_uses.close)
             limits = RenewedStore(open_store(self.settings.limits_url))
             await limits.open()
             stack.push_async_callback(limits.close)

@@ -28,6 +28,7 @@ class Door:
                     raise InvalidRequest("The address holds a character that no id has: %00.")
                 key = await identify(scope)
                 check_scope(scope["path"], key.scopes)
+                scope["app"].state.service.key_uses.note(key.id)
             except CoserveError as error:
                 return await reply(error)(scope, receive, send)
             scope["coserve.key"] = key
