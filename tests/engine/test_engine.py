@@ -134,6 +134,31 @@ def test_a_request_that_waits_too_long_ends_with_unavailable(checkpoint):
         first.wait()
 
 
+def broken(*_: object) -> None:
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("where", ["step", "_expire", "_accept", "a call"])
+def test_whatever_fails_on_the_engines_thread_ends_the_requests_and_not_the_thread(checkpoint, monkeypatch, where):
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny") as engine:
+        running = Collector(engine, prompt(5), SamplingParams(temperature=0, ignore_eos=True))
+        while not running.outputs:
+            time.sleep(0.001)
+        with monkeypatch.context() as patch:
+            if where == "a call":
+                engine.call(broken)
+            elif where == "_accept":
+                patch.setattr(engine.scheduler.waiting, "add", broken)
+                half = Collector(engine, prompt(5))
+                assert half.wait()[-1].finish_reason == "error"
+            else:
+                patch.setattr(engine, where, broken)
+            last = running.wait()[-1]
+        assert last.finish_reason == "error" and last.error.message == "The engine failed on this request."
+        assert len(Collector(engine, prompt(5)).wait()) == 24
+        assert engine.stats().kv_blocks_used == engine.stats().requests_running == 0
+
+
 def test_a_queue_full_of_lower_priorities_keeps_no_higher_one_out(checkpoint):
     config = EngineConfig(max_waiting=2, max_num_seqs=1, kv_cache_tokens=512)
     with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:

@@ -233,3 +233,15 @@ def test_the_lowest_is_not_starved_by_an_endless_flood(seats, priority, aging):
         if low.completion_tokens == low.max_tokens:
             break
     assert low.completion_tokens == low.max_tokens
+
+
+def test_deadlines_of_requests_that_ended_are_not_kept_for_long():
+    scheduler = new_scheduler(max_num_seqs=1)
+    stays = active(4, queue_seconds=50.0)
+    scheduler.add(stays)
+    for now in range(1000):
+        ended = active(4, queue_seconds=1e6, arrived=0.01 * now)
+        scheduler.add(ended)
+        scheduler.release(ended)
+        assert len(scheduler.waiting._deadlines) < 100
+    assert scheduler.waiting.expired(60.0) == [stays]

@@ -123,6 +123,15 @@ BAD_BODIES = [
     (hyper(lora_dropout=1.0), 400, f"{HYPER}.lora_dropout"),
     (hyper(target_modules=[]), 400, f"{HYPER}.target_modules"),
     (hyper(target_modules=["nose"]), 400, "target_modules"),
+    (hyper(max_steps=10**400), 400, f"{HYPER}.max_steps"),
+    (hyper(max_steps=10**30), 400, f"{HYPER}.max_steps"),
+    (hyper(max_length=1 << 31), 400, f"{HYPER}.max_length"),
+    (hyper(checkpoint_every=10**30), 400, f"{HYPER}.checkpoint_every"),
+    (hyper(learning_rate=1e300), 400, f"{HYPER}.learning_rate"),
+    (job(seed=10**400), 400, "seed"),
+    (job(metadata={"a": "x" * 513}), 400, "metadata.a"),
+    (job(metadata={str(i): "x" for i in range(17)}), 400, "metadata"),
+    (job(training_file="a\u0000b"), 400, "training_file"),
     (hyper(epochs=3), 400, f"{HYPER}.epochs"),
 ]
 
@@ -179,8 +188,8 @@ def test_a_mistake_is_told_with_what_would_be_right(http):
     assert error["message"] == "'messages' is required."
 
 
-def test_a_path_with_a_null_character(http):
-    for path in ("/v1/files/a%00b", "/v1/models/%00", "/v1/batches/%00"):
+def test_an_address_with_a_null_character(http):
+    for path in ("/v1/files/a%00b", "/v1/models/%00", "/v1/batches/%00", "/v1/files?after=%00"):
         assert http.get(path).status_code == 400  # PostgreSQL would refuse to look for it
 
 

@@ -30,6 +30,9 @@ from tests.service.conftest import start
         ("tiers: {free: {}}\nflexi: {priority: 1}", "flexi"),
         ("tiers: {free: {priority: high}}", "tiers.free.priority"),
         ("tiers: {free: {requests_per_minute: 0}}", "tiers.free.requests_per_minute"),
+        (f"tiers: {{free: {{requests_per_minute: {10**400}}}}}", "tiers.free.requests_per_minute"),
+        (f"tiers: {{free: {{priority: {10**400}}}}}", "tiers.free.priority"),
+        (f"tiers: {{free: {{price: {{input: {10**400}}}}}}}", "tiers.free.price.input"),
         ("tiers: {free: {requests_per_minute: 1.5}}", "tiers.free.requests_per_minute"),
         ("tiers: {free: {requests_per_hour: 5}}", "tiers.free.requests_per_hour"),
         ("tiers: {free: {ttft: fast}}", "tiers.free.ttft"),
@@ -120,6 +123,31 @@ def test_a_key_may_go_down_and_as_high_as_it_was_told():
         with pytest.raises(InvalidRequest) as caught:
             TIERS.terms(own, asked, up_to)
         assert caught.value.param == "service_tier"
+
+
+HOUSE = Tiers(
+    TiersFile(
+        tiers={
+            "house": Tier(requestable=False),
+            "free": Tier(priority=1),
+            "paid": Tier(priority=2),
+            "inner": Tier(priority=3, requestable=False),
+        }
+    )
+)
+
+
+@pytest.mark.parametrize(("own", "up_to"), [("free", None), ("paid", None), ("free", "paid"), ("free", "inner")])
+def test_a_tier_of_the_house_cannot_be_asked_for(own, up_to):
+    with pytest.raises(InvalidRequest, match=f"the tier 'house' is not open to requests; this key's tier is '{own}'"):
+        HOUSE.terms(own, "house", up_to)
+
+
+def test_it_is_for_keys_that_have_it():
+    assert HOUSE.terms("house", None).tier == HOUSE.terms("house", "house").tier == "house"
+    assert HOUSE.terms("free", "inner", "inner").tier == HOUSE.terms("free", "priority", "inner").tier == "inner"
+    assert HOUSE.terms("house", "free", "paid").tier == "free"
+    assert HOUSE.terms("gone", None).tier == "free"
 
 
 def test_a_tier_that_is_gone_falls_to_the_lowest():

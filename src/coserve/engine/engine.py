@@ -321,15 +321,15 @@ class Engine:
 
     def _loop(self) -> None:
         while not self._stopping:
-            self._read_inbox()
-            self._expire()
             try:
+                self._read_inbox()
+                self._expire()
                 if self.scheduler.has_work:
                     self.step()
                 elif not self._run_idle_slice():
                     self._wait()
             except Exception as error:
-                log.exception("a step failed; its requests end with an error")
+                log.exception("a step failed; all requests end with an error")
                 self._fail_all(error)
         for request in list(self._requests.values()):
             self._finish(request, "cancelled")
@@ -601,13 +601,16 @@ class Engine:
         self._forget(request)
 
     def _forget(self, request: ActiveRequest) -> None:
-        self.scheduler.release(request)
         self._requests.pop(request.request.id, None)
+        self.scheduler.release(request)
 
     def _fail_all(self, error: Exception) -> None:
         told = error if isinstance(error, CoserveError) else CoserveError("The engine failed on this request.")
         for request in list(self._requests.values()):
-            self._finish(request, "error", told)
+            try:
+                self._finish(request, "error", told)
+            except Exception:  # half accepted: the thread must go on for all the others
+                log.exception("a request that failed could not be forgotten")
 
     def _read_inbox(self) -> None:
         while True:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from coserve.engine.active import ActiveRequest
 from coserve.engine.fairness import TokenCounters
 
+_SPARE = 64  # deadlines of requests that do not wait any more, which are kept at least until they are looked through
+
 
 class Level:
     """The waiting requests of one priority: a queue for each share, oldest first."""
@@ -81,6 +83,8 @@ class WaitingQueue:
         patience = request.request.queue_seconds
         if patience is not None and not request.admitted:
             heapq.heappush(self._deadlines, (request.arrived + patience, next(self._numbers), request))
+            if len(self._deadlines) > 2 * len(self) + _SPARE:
+                self._drop_deadlines()
 
     def remove(self, request: ActiveRequest) -> None:
         self._levels[request.priority].remove(request)
@@ -105,6 +109,12 @@ class WaitingQueue:
             if not request.admitted:
                 over.append(request)
         return over
+
+    def _drop_deadlines(self) -> None:
+        """Of those that do not wait any more: there are as many again, so that each costs a moment once."""
+        waiting = set(map(id, self))
+        self._deadlines = [entry for entry in self._deadlines if id(entry[2]) in waiting]
+        heapq.heapify(self._deadlines)
 
     def _rank(self, request: ActiveRequest, now: float) -> int:
         since = max(request.arrived, self._levels[request.priority].last_turn)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, event
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from coserve.errors import CoserveError
+from coserve.errors import CoserveError, Unavailable
 
 SQLITE = "sqlite+aiosqlite"
+CONNECT_SECONDS = 5.0
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -36,13 +38,14 @@ class Database:
     """Sessions on one database.
 
     Raises `DatabaseError` for a URL that cannot be, and from `open` if the database cannot be opened or its schema is
-    newer than this version's.
+    newer than this version's. Later, sessions raise `Unavailable` while it is away, locked or full.
     """
 
     def __init__(self, url: str):
         self.url = _with_driver(url)
         try:
-            self._engine = create_async_engine(self.url)
+            patience = {} if self.url.startswith("sqlite") else {"timeout": CONNECT_SECONDS}
+            self._engine = create_async_engine(self.url, connect_args=patience)
         except (ArgumentError, NoSuchModuleError):
             raise DatabaseError(
                 "The database's URL must be like postgresql://user@host/name or sqlite:////file."
@@ -51,6 +54,7 @@ class Database:
             raise DatabaseError("PostgreSQL needs asyncpg: pip install 'coserve[postgres]'.") from None
         self._writers = self._engine.execution_options(coserve_writes=True)
         self._one_writer = asyncio.Lock()
+        _tell_when_away(self._engine)
         if self._engine.dialect.name == "sqlite":
             _tame_sqlite(self._engine)
 
@@ -58,10 +62,9 @@ class Database:
         try:
             async with self._writers.begin() as connection:
                 await connection.run_sync(migrate)
-        except (SQLAlchemyError, OSError, ImportError) as error:
-            reason = getattr(error, "orig", None) or error
+        except (SQLAlchemyError, OSError, ImportError, Unavailable) as error:
             await self.close()
-            raise DatabaseError(f"The database cannot be opened: {reason}.") from error
+            raise DatabaseError(f"The database cannot be opened: {reason(error)}.") from error
         except DatabaseError:
             await self.close()
             raise
@@ -71,18 +74,56 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
-        async with AsyncSession(self._engine, expire_on_commit=False) as session:
-            yield session
+        with _away_is_unavailable():
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                yield session
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction, committed at the end of the block. Writers of this process take turns."""
-        async with (
-            self._one_writer,
-            AsyncSession(self._writers, expire_on_commit=False) as session,
-            session.begin(),
-        ):
-            yield session
+        with _away_is_unavailable():
+            async with (
+                self._one_writer,
+                AsyncSession(self._writers, expire_on_commit=False) as session,
+                session.begin(),
+            ):
+                yield session
+
+
+def reason(error: Exception) -> object:
+    """Why a session failed, in the driver's words, without the statement."""
+    cause = error.__cause__ if isinstance(error, Unavailable) else error
+    return getattr(cause, "orig", None) or cause
+
+
+def _away() -> Unavailable:
+    return Unavailable("The database cannot be used at the moment; please try again shortly.", code="database_away")
+
+
+@contextmanager
+def _away_is_unavailable() -> Iterator[None]:
+    """What a statement was wrong in stays an error of its own."""
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated or isinstance(error, OperationalError):
+            raise _away() from error
+        raise
+    except PoolTimeout as error:
+        raise _away() from error
+
+
+def _tell_when_away(engine: AsyncEngine) -> None:
+    """Drivers raise whatever they like when they cannot connect: errors of their own, of sockets, of names."""
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connect(dialect: Any, _record: Any, args: Any, options: Any) -> Any:
+        try:
+            return dialect.connect(*args, **options)
+        except ImportError:
+            raise
+        except Exception as error:
+            raise _away() from error
 
 
 def _with_driver(url: str) -> str:

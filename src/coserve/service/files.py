@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from coserve.errors import Conflict, InvalidRequest, NotFound
+from coserve.service.admission.allowances import check_file
+from coserve.service.admission.refusals import RateLimited
 from coserve.service.auth.door import key_of
 from coserve.service.batches import states
 from coserve.service.ids import new_id, now
@@ -48,7 +50,8 @@ def file_object(row: FileRow) -> dict[str, Any]:
 
 async def find_file(session: AsyncSession, file_id: str, project: str, *, param: str | None = None) -> FileRow:
     """Raises `NotFound`, also for another project's."""
-    row = await session.scalar(select(FileRow).where(FileRow.id == file_id, FileRow.project_id == project))
+    query = select(FileRow).where(FileRow.id == file_id, FileRow.project_id == project)
+    row = await session.scalar(query) if "\x00" not in file_id else None  # which PostgreSQL has no way to say
     if row is None:
         raise NotFound(f"There is no file {file_id!r}.", param=param)
     return row
@@ -59,6 +62,7 @@ async def create_file(http: Request) -> Response:
     file_id = new_id("file")
     path = service.settings.files_directory / file_id
     draft = path.with_suffix(".part")
+    key = key_of(http)
     form = await receive_form(http, draft, service.settings.max_file_bytes)
     try:
         purpose = _check_form(form.fields.get("purpose"), form.size)
@@ -72,10 +76,15 @@ async def create_file(http: Request) -> Response:
         purpose=purpose,
         bytes=form.size,
         created_at=now(),
-        project_id=key_of(http).project.id,
+        project_id=key.project.id,
     )
-    async with service.database.write() as session:
-        session.add(row)
+    try:
+        async with service.database.write() as session:
+            await check_file(session, service.tiers, key, row.bytes)
+            session.add(row)
+    except RateLimited:
+        path.unlink(missing_ok=True)
+        raise
     return JSONResponse(file_object(row))
 
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from coserve.errors import InvalidRequest, NotFound
 from coserve.service.auth.door import key_of
-from coserve.service.bodies import Body, parse, unsupported
+from coserve.service.bodies import Body, Metadata, parse, unsupported
 from coserve.service.files import TRAINING, find_file
 from coserve.service.hyperparameters import Hyperparameters, training_config
 from coserve.service.ids import new_id, now
@@ -46,7 +46,7 @@ class JobBody(Body):
     hyperparameters: Hyperparameters | None = None  # where it was before there were methods
     suffix: str | None = None
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     integrations: Any = None
 
     def told(self) -> Hyperparameters:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from coserve.training import LoraConfig, TrainingConfig
 
 Auto = Literal["auto"]
-Positive = Annotated[float, Field(gt=0)]
+MOST_STEPS = 10**7
+Positive = Annotated[float, Field(gt=0, le=1e6)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -29,13 +30,13 @@ class Hyperparameters(Body):
     batch_size: Auto | Annotated[int, Field(ge=1, le=4096)] | None = None
     learning_rate_multiplier: Auto | Positive | None = None
     learning_rate: Positive | None = None
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | None = None
     lr_scheduler_type: Literal["cosine", "linear", "constant"] | None = None
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] | None = None
     max_grad_norm: Positive | None = None
-    max_length: Annotated[int, Field(ge=2)] | None = None
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=2, lt=1 << 31)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1, le=MOST_STEPS)] | None = None
     lora_rank: Annotated[int, Field(ge=1, le=512)] | None = None
     lora_alpha: Positive | None = None
     lora_dropout: Fraction | None = None

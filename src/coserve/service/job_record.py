@@ -6,18 +6,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from coserve.errors import CoserveError
+from coserve.errors import CoserveError, Unavailable
 from coserve.service.admission.training import bill
-from coserve.service.database import Database
+from coserve.service.database import Database, reason
 from coserve.service.errors import log_unexpected
 from coserve.service.files import adopt_file
 from coserve.service.ids import new_id, now
@@ -58,6 +57,7 @@ class Pace:
 class Record:
     """The one writer of what jobs report.
 
+    `charge(project_id, nano_dollars)` takes from the project's budget what a job costs, before that is on the bill.
     `on_finished(job_id, stands)` is called after the last report of a job; `stands` is False if its model is
     not to be served: it failed, or was cancelled before its success was heard of.
     """
@@ -65,9 +65,11 @@ class Record:
     database: Database
     settings: Settings
     tiers: Tiers
+    charge: Callable[[str, int], Awaitable[None]]
     on_finished: Callable[[str, bool], None]
     _inbox: asyncio.Queue[Report] = field(default_factory=asyncio.Queue)
     _pace: dict[str, Pace] = field(default_factory=dict)
+    _charged: set[str] = field(default_factory=set)  # jobs whose end is being written
     last_status: dict[str, str] = field(default_factory=dict)  # what a job does, or would do were it not paused
 
     def put(self, report: Report) -> None:
@@ -91,8 +93,8 @@ class Record:
         while True:
             try:
                 return await self._commit(reports)
-            except OperationalError as error:
-                log.warning("cannot record what a job reports (%s); trying again", type(error).__name__)
+            except Unavailable as error:
+                log.warning("cannot record what a job reports (%s); trying again", reason(error))
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as error:
                 if len(reports) > 1:
@@ -111,12 +113,13 @@ class Record:
             over = [end for report in reports if (end := await self._write(session, *report))]
         for job_id, stands in over:
             self._pace.pop(job_id, None)
+            self._charged.discard(job_id)
             self.last_status.pop(job_id, None)
             self.on_finished(job_id, stands)
 
     async def _write(self, session: AsyncSession, job_id: str, event: JobEvent) -> tuple[str, bool] | None:
         """Returns the job and whether its model stands, if this was its end."""
-        row = await session.scalar(select(JobRow).where(JobRow.id == job_id))
+        row = await session.scalar(select(JobRow).where(JobRow.id == job_id).with_for_update())
         if row is None:
             return None
         if row.status in FINAL:  # it was cancelled meanwhile; what comes late changes nothing
@@ -133,13 +136,19 @@ class Record:
                 await _checkpoint(session, row, event)
             case "finished":
                 await self._finish(session, row, event)
-                await bill(session, self.tiers, row, "completed")
+                await self._charge(row, await bill(session, self.tiers, row, "completed"))
                 return job_id, True
             case "failed":
                 fail(session, row, event.error or CoserveError(event.message or "The training failed."))
                 await bill(session, self.tiers, row, "failed")
                 return job_id, False
         return None
+
+    async def _charge(self, row: JobRow, cost: int) -> None:
+        """Once, however often the transaction has to be tried."""
+        if row.id not in self._charged:
+            self._charged.add(row.id)
+            await self.charge(row.project_id, cost)
 
     def _status(self, session: AsyncSession, row: JobRow, event: JobEvent) -> None:
         if event.status not in ON_THE_WAY:  # ends come as "finished" and "failed", with all they bring
@@ -150,6 +159,8 @@ class Record:
         add_event(session, row.id, event.message or f"The job is {event.status.replace('_', ' ')}.")
 
     def _metrics(self, session: AsyncSession, row: JobRow, event: JobEvent) -> None:
+        if row.status == "queued":  # another server, which does not know better, has resumed it
+            row.status = self.last_status.get(row.id, row.status)
         finish = self._pace.setdefault(row.id, Pace()).finish_time(event.step, event.total_steps)
         if finish is not None:
             row.estimated_finish = finish

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from coserve.service.job_record import FINAL, ON_THE_WAY, Record, add_event, fai
 from coserve.service.mailbox import Mailbox
 from coserve.service.settings import Settings
 from coserve.service.tables import JobRow
+from coserve.service.tasks import cancel, repeat
 from coserve.service.tiers import Tiers
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from coserve.training import JobEvent, JobSpec, TrainingJob
 
 log = logging.getLogger("coserve.service.jobs")
+
+FOLLOW_SECONDS = 1.0
+"""Between two looks at what other servers on the database were asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,12 @@ class Training:
         return cls(TrainingJob, read_examples)
 
 
-async def find_job(session: AsyncSession, job_id: str, project: str | None = None) -> JobRow:
-    """Raises `NotFound`, also for another project's than `project`."""
-    row = await session.scalar(select(JobRow).where(JobRow.id == job_id))
+async def find_job(session: AsyncSession, job_id: str, project: str | None = None, *, change: bool = False) -> JobRow:
+    """To `change` it, nobody else does until the transaction ends. Raises `NotFound`, also for another project's than
+    `project`.
+    """
+    query = select(JobRow).where(JobRow.id == job_id)
+    row = await session.scalar(query.with_for_update() if change else query)
     if row is None or project not in (None, row.project_id):
         raise NotFound(f"There is no fine-tuning job {job_id!r}.")
     return row
@@ -69,6 +75,7 @@ class Jobs:
         mailbox: Mailbox,
         training: Training,
         tiers: Tiers,
+        charge: Callable[[str, int], Awaitable[None]],
     ):
         self._engine = engine
         self._database = database
@@ -76,9 +83,12 @@ class Jobs:
         self._mailbox = mailbox
         self._training = training
         self._alive: dict[str, TrainingJob] = {}
+        self._paused: set[str] = set()  # of those
+        self._commands = asyncio.Lock()  # one at a time, so that none acts on what another has changed
+        self._following: asyncio.Task[None] | None = None
         self._owners: dict[str, str] = {}
         self._tiers = tiers
-        self._record = Record(database, settings, tiers, self._over)
+        self._record = Record(database, settings, tiers, charge, self._over)
         self._writer: asyncio.Task[None] | None = None
         self._withdrawals: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -104,14 +114,16 @@ class Jobs:
                 await self._serve(row)
             elif row.status in ON_THE_WAY:
                 await self._start(row)
+        complaint = "what other servers ask of jobs cannot be seen now"
+        self._following = asyncio.create_task(repeat(FOLLOW_SECONDS, self._follow, log, complaint))
 
     async def close(self) -> None:
         """Stop listening. Running jobs stay as they are in the database: the next start resumes them."""
         self._closed = True
+        if self._following is not None:
+            await cancel(self._following)
         if self._writer is not None:
-            self._writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._writer
+            await cancel(self._writer)
 
     async def _serve(self, row: JobRow) -> None:
         path = self._settings.directory / (row.adapter_path or "")
@@ -165,9 +177,10 @@ class Jobs:
                 log_unexpected(error)
                 error = CoserveError("The job could not be started.", code="internal_error")
             async with self._database.write() as session:
-                stored = await find_job(session, row.id)
-                fail(session, stored, error)
-                await bill(session, self._tiers, stored, "failed")
+                stored = await find_job(session, row.id, change=True)
+                if stored.status not in FINAL:  # nobody has cancelled it meanwhile
+                    fail(session, stored, error)
+                    await bill(session, self._tiers, stored, "failed")
 
     def _hear(self, job_id: str, event: JobEvent) -> None:
         """On the trainer's thread."""
@@ -176,7 +189,7 @@ class Jobs:
 
     def _over(self, job_id: str, stands: bool) -> None:
         """After a job's last report. A model that came after a cancellation, or despite a failure, goes."""
-        self._alive.pop(job_id, None)
+        self._forget(job_id)
         if not stands:
             task = asyncio.get_running_loop().create_task(self._withdraw(job_id))
             self._withdrawals.add(task)  # the loop itself would forget it
@@ -188,47 +201,76 @@ class Jobs:
         if row.fine_tuned_model in self._engine.models():
             await asyncio.to_thread(self._engine.unload_adapter, row.fine_tuned_model)
 
+    def _forget(self, job_id: str) -> TrainingJob | None:
+        self._paused.discard(job_id)
+        return self._alive.pop(job_id, None)
+
+    async def _follow(self) -> None:
+        """Do with the jobs that are alive here what other servers on the database have been asked for."""
+        if not self._alive:
+            return
+        async with self._commands:
+            query = select(JobRow.id, JobRow.status).where(JobRow.id.in_(list(self._alive)))
+            async with self._database.read() as session:
+                found = (await session.execute(query)).all()
+            for job_id, status in found:
+                self._obey(job_id, status)
+
+    def _obey(self, job_id: str, status: str) -> None:
+        """Let a job do what its status says; no effect if it is not alive here, or does so."""
+        job = self._alive.get(job_id)
+        if job is None:
+            return
+        if status == "cancelled":
+            self._forget(job_id)
+            job.cancel()
+        elif status == "paused" and job_id not in self._paused:
+            self._paused.add(job_id)
+            job.pause()
+        elif status in ON_THE_WAY and job_id in self._paused:
+            self._paused.discard(job_id)
+            self._record.forget_pace(job_id)
+            job.resume()
+
     async def cancel(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it is over."""
-        async with self._database.write() as session:
-            row = await find_job(session, job_id, project)
-            if row.status in FINAL:
-                raise Conflict(f"The job {job_id!r} has already {_ended(row.status)}.")
-            row.status, row.finished_at, row.estimated_finish = "cancelled", now(), None
-            await bill(session, self._tiers, row, "cancelled")
-            add_event(session, job_id, "The job was cancelled")
-        job = self._alive.pop(job_id, None)
-        if job is not None:
-            job.cancel()
+        async with self._commands:
+            async with self._database.write() as session:
+                row = await find_job(session, job_id, project, change=True)
+                if row.status in FINAL:
+                    raise Conflict(f"The job {job_id!r} has already {_ended(row.status)}.")
+                row.status, row.finished_at, row.estimated_finish = "cancelled", now(), None
+                await bill(session, self._tiers, row, "cancelled")
+                add_event(session, job_id, "The job was cancelled")
+            self._obey(job_id, row.status)
         return row
 
     async def pause(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it does not go on."""
-        async with self._database.write() as session:
-            row = await find_job(session, job_id, project)
-            if row.status not in ON_THE_WAY:
-                raise Conflict(f"The job {job_id!r} cannot be paused: it is {row.status}.")
-            self._record.last_status[job_id] = row.status
-            row.status, row.estimated_finish = "paused", None
-            add_event(session, job_id, "The job was paused")
-        if (job := self._alive.get(job_id)) is not None:
-            job.pause()
+        async with self._commands:
+            async with self._database.write() as session:
+                row = await find_job(session, job_id, project, change=True)
+                if row.status not in ON_THE_WAY:
+                    raise Conflict(f"The job {job_id!r} cannot be paused: it is {row.status}.")
+                self._record.last_status[job_id] = row.status
+                row.status, row.estimated_finish = "paused", None
+                add_event(session, job_id, "The job was paused")
+            self._obey(job_id, row.status)
         return row
 
     async def resume(self, job_id: str, project: str) -> JobRow:
         """Raises: `NotFound`; `Conflict` if it is not paused."""
-        async with self._database.write() as session:
-            row = await find_job(session, job_id, project)
-            if row.status != "paused":
-                raise Conflict(f"The job {job_id!r} cannot be resumed: it is {row.status}.")
-            job = self._alive.get(job_id)
-            row.status = self._record.last_status.get(job_id, "queued") if job is not None else "queued"
-            add_event(session, job_id, "The job was resumed")
-        self._record.forget_pace(job_id)
-        if job is not None:
-            job.resume()
-        elif row.model == self._engine.name:  # it was paused in an earlier life of the server
-            await self._start(row)
+        async with self._commands:
+            async with self._database.write() as session:
+                row = await find_job(session, job_id, project, change=True)
+                if row.status != "paused":
+                    raise Conflict(f"The job {job_id!r} cannot be resumed: it is {row.status}.")
+                row.status = self._record.last_status.get(job_id, "queued") if job_id in self._alive else "queued"
+                add_event(session, job_id, "The job was resumed")
+            if job_id in self._alive:
+                self._obey(job_id, row.status)
+            elif row.model == self._engine.name and (self._settings.jobs_directory / job_id).is_dir():
+                await self._start(row)  # it was paused in an earlier life of the server; without a directory, another's
         return row
 
     def owner(self, model: str) -> str | None:

@@ -13,6 +13,7 @@ from coserve.errors import InvalidRequest, ModelNotFound
 from coserve.service.admission import Admission
 from coserve.service.auth.keys import Key, KeyRing, open_key_ring
 from coserve.service.auth.oidc import Issuer, Oidc
+from coserve.service.auth.uses import KeyUses
 from coserve.service.auth.watch import watch_keys
 from coserve.service.batches.batches import Batches
 from coserve.service.database import Database, sqlite_url
@@ -20,7 +21,7 @@ from coserve.service.ids import now
 from coserve.service.jobs import Jobs, Training
 from coserve.service.ledger import Ledger
 from coserve.service.ledger.chips import ChipHours
-from coserve.service.limits import open_store
+from coserve.service.limits import RenewedStore, open_store
 from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
@@ -45,6 +46,7 @@ class Service:
     """
 
     keys: KeyRing
+    key_uses: KeyUses
     tiers: Tiers
     ledger: Ledger
     admission: Admission
@@ -81,7 +83,10 @@ class Service:
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
             stack.push_async_callback(cancel, asyncio.create_task(watch_keys(self.keys, self.database)))
-            limits = open_store(self.settings.limits_url)
+            self.key_uses = KeyUses(self.database)
+            await self.key_uses.open()
+            stack.push_async_callback(self.key_uses.close)
+            limits = RenewedStore(open_store(self.settings.limits_url))
             await limits.open()
             stack.push_async_callback(limits.close)
             await self.upstreams.open(limits, self.metrics)
@@ -103,7 +108,9 @@ class Service:
             stack.push_async_callback(hours.close)
             self.mailbox = Mailbox(asyncio.get_running_loop())
             training = self._training or Training.real()
-            self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training, self.tiers)
+            self.jobs = Jobs(
+                self.engine, self.database, self.settings, self.mailbox, training, self.tiers, self._charge
+            )
             await self.jobs.open()
             stack.push_async_callback(self.jobs.close)
             self.batches = Batches(self)
@@ -119,6 +126,12 @@ class Service:
         """Seconds of the chip since the engine's start: inference, training, nothing."""
         stats = self.engine.stats()
         return stats.inference_seconds, stats.training_seconds, stats.idle_seconds
+
+    async def _charge(self, project_id: str, billed: int) -> None:
+        """What is billed beside all requests (nano-dollars)."""
+        project = self.keys.project(project_id)
+        if project is not None:
+            await self.admission.charge(project, billed)
 
     def reload_tiers(self) -> None:
         """Read the tiers' file again; safe in a signal handler. Raises `InvalidRequest`: the old tiers stay."""

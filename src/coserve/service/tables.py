@@ -57,6 +57,7 @@ class KeyRow(Table):
     created_at: Mapped[int]
     expires_at: Mapped[int | None]
     revoked_at: Mapped[int | None]
+    last_used_at: Mapped[int | None]  # a minute late at most; nothing that the audit log tells of
 
 
 class AuditRow(Table):

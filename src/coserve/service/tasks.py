@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 from starlette.types import Receive
@@ -14,6 +15,21 @@ async def cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
+
+
+async def repeat(seconds: float, act: Callable[[], Awaitable[None]], log: logging.Logger, complaint: str) -> None:
+    """Act every so many seconds until cancelled. That it fails is told once, until it succeeds again."""
+    failing = False
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await act()
+        except Exception as error:  # whatever it is: the next time may be better
+            if not failing:
+                log.warning("%s (%s)", complaint, type(error).__name__)
+            failing = True
+        else:
+            failing = False
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from coserve.errors import InvalidRequest
-from coserve.service.yaml_file import Number, Part, Seconds, find_file, read_file
+from coserve.service.yaml_file import LARGEST, Number, Part, Seconds, find_file, read_file
 
 FILE = "tiers.yaml"
 STANDARD = ("auto", "default", "scale")  # OpenAI's words for: the key's own tier
@@ -27,7 +27,8 @@ def _usd(value: Any) -> Decimal:
         raise ValueError("must be a number") from None
 
 
-Usd = Annotated[Decimal, BeforeValidator(_usd), Field(ge=0, allow_inf_nan=False)]
+Usd = Annotated[Decimal, BeforeValidator(_usd), Field(ge=0, le=10**6, allow_inf_nan=False)]
+Priority = Annotated[int, Field(ge=-(10**6), le=10**6)]
 
 
 class Price(Part):
@@ -43,14 +44,19 @@ class Price(Part):
 
 
 class FineTuning(Part):
-    concurrent_jobs: Annotated[int | None, Field(ge=0)] = None
+    concurrent_jobs: Annotated[int | None, Field(ge=0, le=LARGEST)] = None
     tokens_per_day: Number = None
     price: Usd = Decimal(0)  # a million trained tokens
 
 
 class Batches(Part):
     requests: Number = None  # of one batch
+    open_batches: Number = None  # that are not over
     tokens_per_day: Number = None
+
+
+class Files(Part):
+    bytes: Number = None  # of all that a project keeps
 
 
 class Limits(Part):
@@ -71,7 +77,8 @@ class Limits(Part):
 
 
 class Tier(Limits):
-    priority: int = 0  # higher goes first
+    priority: Priority = 0  # higher goes first
+    requestable: bool = True  # by keys of other tiers; else only by those whose `up_to` names it
     context: Number = None  # tokens of a prompt with its completion
     models: tuple[str, ...] = ("*",)  # names; "*" is all
     ttft: Seconds | None = None  # goals, seconds; None: the engine's
@@ -80,10 +87,11 @@ class Tier(Limits):
     price: Price = Price()
     fine_tuning: FineTuning = FineTuning()
     batch: Batches = Batches()
+    files: Files = Files()
 
 
 class Discount(Part):
-    priority: int
+    priority: Priority
     price_factor: Annotated[Usd, Field(le=1)] = Decimal("0.5")
 
 
@@ -134,6 +142,12 @@ class Tiers:
     def highest(self) -> str:
         return max(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
 
+    @property
+    def _safest(self) -> str:
+        """The lowest of those that anybody may ask for, if there is one."""
+        tiers = self._content.tiers
+        return min(tiers, key=lambda name: (not tiers[name].requestable, tiers[name].priority))
+
     def find(self, name: str, param: str = "tier") -> Tier:
         """Raises `InvalidRequest` that lists the tiers."""
         tier = self._content.tiers.get(name)
@@ -146,8 +160,8 @@ class Tiers:
 
         Raises `InvalidRequest` for a tier that there is not, or that the key may not ask for.
         """
-        if own not in self._content.tiers:  # the file was changed since the key was made: the lowest is safe
-            own = min(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
+        if own not in self._content.tiers:  # the file was changed since the key was made
+            own = self._safest
         tier = self._content.tiers[own]
         if asked is None or asked in STANDARD or asked == own:
             return Terms(own, "default", tier.priority, tier.price, tier)
@@ -159,6 +173,11 @@ class Tiers:
         if found.priority > self._content.tiers[highest].priority or (asked == PRIORITY and highest == own):
             raise InvalidRequest(
                 f"'service_tier': this key may not ask for {asked!r}; its tier is {own!r}.", param="service_tier"
+            )
+        if not (found.requestable or wanted == up_to):
+            raise InvalidRequest(
+                f"'service_tier': the tier {wanted!r} is not open to requests; this key's tier is {own!r}.",
+                param="service_tier",
             )
         return Terms(wanted, asked, found.priority, found.price, found)
 

@@ -33,7 +33,9 @@ def _duration(value: Any) -> Any:
 
 
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[int | None, Field(gt=0)]
+LARGEST = 10**18
+"""Of a limit: what a 64-bit column holds, with room for sums."""
+Number = Annotated[int | None, Field(gt=0, le=LARGEST)]
 
 
 def find_file(named: Path | None, home: Path, name: str) -> Path | None:

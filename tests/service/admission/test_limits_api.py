@@ -26,10 +26,10 @@ def ask(tmp_path):
     """`ask(limits, tier=..., budget=..., key fields)` starts a server and gives a client of a project with those."""
     servers = []
 
-    def begin(limits=None, *, tier="free", budget=None, home="home", **key):
+    def begin(limits=None, *, tier="free", budget=None, home="home", limits_url=None, **key):
         project = NewProject("p", tier=tier, budget=budget, limits={**UNLIMITED, **(limits or {})})
         [(_, value)] = make_tenants(tmp_path / home, [project], **key)
-        server = start(tmp_path / home)
+        server = start(tmp_path / home, limits_url=limits_url)
         servers.append(server)
         client = openai_client(server, value)
         client.server = server
@@ -114,6 +114,12 @@ def test_concurrent_requests(ask):
     for stream in streams:
         list(stream)
     assert chat(client).choices
+
+
+@pytest.mark.parametrize("store", ["memory", "redis", "postgres"])
+def test_the_largest_limits_are_limits(ask, request, store):
+    url = None if store == "memory" else request.getfixturevalue(f"{store}_url")
+    assert chat(ask(dict.fromkeys(UNLIMITED, 10**18), limits_url=url)).choices
 
 
 def test_one_that_left_no_longer_counts(ask):

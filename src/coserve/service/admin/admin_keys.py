@@ -35,7 +35,7 @@ def admin_key_object(row: KeyRow) -> dict[str, Any]:
         "name": row.name,
         "redacted_value": redacted(row),
         "created_at": row.created_at,
-        "last_used_at": None,
+        "last_used_at": row.last_used_at,
         "expires_at": row.expires_at,
         "owner": {"object": "organization.service_account", "type": "service_account", **owner},
         "scopes": row.scopes,

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from coserve.service.auth.projects import OF_TIER
+from coserve.service.yaml_file import LARGEST
 
 UNLIMITED: Literal["unlimited"] = "unlimited"
-Limit = Annotated[int, Field(gt=0)] | Literal["unlimited"] | None
+Limit = Annotated[int, Field(gt=0, le=LARGEST)] | Literal["unlimited"] | None
 
 
 def stored(limits: Mapping[str, Any]) -> dict[str, Any]:

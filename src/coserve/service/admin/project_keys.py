@@ -40,7 +40,7 @@ def key_object(row: KeyRow, project: ProjectRow) -> dict[str, Any]:
         "name": row.name,
         "redacted_value": redacted(row),
         "created_at": row.created_at,
-        "last_used_at": None,
+        "last_used_at": row.last_used_at,
         "expires_at": row.expires_at,
         "owner": {"type": "service_account", "service_account": owner},
         "owner_project_access": "active" if project.archived_at is None else "inactive",

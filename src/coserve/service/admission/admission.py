@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from coserve.errors import ContextLengthExceeded, ModelNotFound
+from contextlib import suppress
+
+from coserve.errors import ContextLengthExceeded, ModelNotFound, Unavailable
 from coserve.service.admission.estimates import Estimates
 from coserve.service.admission.passage import Passage
 from coserve.service.admission.quota import BUDGET, DAY, Quota, month_began
 from coserve.service.admission.wish import Wish
 from coserve.service.auth.keys import Key
+from coserve.service.auth.projects import Project
 from coserve.service.database import Database
 from coserve.service.ids import now
 from coserve.service.ledger import Ledger
@@ -76,6 +79,16 @@ class Admission:
                 continue
             await self.limits.preset(limit, await self._used_before(quota, limit))
             self._begun.add(limit.key)
+
+    async def charge(self, project: Project, billed: int) -> None:
+        """Take from the month's budget what is billed beside requests (nano-dollars), before the ledger knows of it."""
+        if project.budget is None or not billed:
+            return
+        quota = Quota(project, self.tiers.terms(project.tier or self.tiers.highest, None))
+        draw = Draw(quota.budget(project.budget), billed)
+        with suppress(Unavailable):  # the ledger is what counts when the bucket begins anew
+            await self.begin(quota, [draw])
+            await self.limits.settle([draw])
 
     async def _used_before(self, quota: Quota, limit: Limit) -> int:
         """Of a day's limit or a month's budget, by the ledger."""

@@ -58,8 +58,11 @@ async def _check_budget(session: AsyncSession, quota: Quota) -> None:
         raise refused(Refusal(Draw(quota.budget(budget), 1), left, math.inf), quota.terms.tier)
 
 
-async def bill(session: AsyncSession, tiers: Tiers, job: JobRow, outcome: str) -> None:
-    """The job's one row in the ledger, in the transaction that ends the job. Only a model that came is paid for."""
+async def bill(session: AsyncSession, tiers: Tiers, job: JobRow, outcome: str) -> int:
+    """The job's one row in the ledger, in the transaction that ends the job. Only a model that came is paid for.
+
+    Returns the cost in nano-dollars.
+    """
     own = await session.scalar(select(KeyRow.tier).where(KeyRow.id == job.key_id))
     own = own or await session.scalar(select(ProjectRow.tier).where(ProjectRow.id == job.project_id))
     terms = tiers.terms(own or tiers.highest, None)
@@ -78,4 +81,6 @@ async def bill(session: AsyncSession, tiers: Tiers, job: JobRow, outcome: str) -
         latency_ms=1e3 * (now() - job.created_at),
         outcome=outcome,
     )
-    session.add(UsageRow(**entry.billed(Rates(trained=price)).as_row()))
+    billed = entry.billed(Rates(trained=price))
+    session.add(UsageRow(**billed.as_row()))
+    return billed.cost

@@ -24,10 +24,11 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             try:
-                if "\x00" in scope["path"]:
-                    raise InvalidRequest("The path holds a character that no id has: %00.")
+                if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+                    raise InvalidRequest("The address holds a character that no id has: %00.")
                 key = await identify(scope)
                 check_scope(scope["path"], key.scopes)
+                scope["app"].state.service.key_uses.note(key.id)
             except CoserveError as error:
                 return await reply(error)(scope, receive, send)
             scope["coserve.key"] = key

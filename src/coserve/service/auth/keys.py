@@ -195,6 +195,7 @@ async def make_key(database: Database, secret: bytes, new: NewKey, actor: str = 
         created_at=now(),
         expires_at=new.expires_at,
         revoked_at=None,
+        last_used_at=None,
     )
     async with database.write() as session:
         await find_project(session, new.project)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +16,10 @@ from coserve.service.ids import new_id, now
 from coserve.service.money import usd
 from coserve.service.tables import DEFAULT_PROJECT, ProjectRow
 from coserve.service.tiers import Limits
+from coserve.service.yaml_file import LARGEST
 
-LARGEST_BUDGET = 10**18
-"""Nano-dollars: what a 64-bit column holds, with room for sums."""
+LARGEST_BUDGET = LARGEST  # nano-dollars
+WEIGHTS = (1e-6, 1e6)  # the smallest and the largest: sums of what shares were served stay exact enough
 OF_TIER = "tier"
 """In place of a limit: the project's own goes, the tier's holds again."""
 
@@ -51,8 +51,10 @@ class NewProject:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise InvalidRequest(f"'weight' must be above 0, not {self.weight:g}.", param="weight")
+        if not WEIGHTS[0] <= self.weight <= WEIGHTS[1]:
+            raise InvalidRequest(
+                f"'weight' must be from {WEIGHTS[0]:g} to {WEIGHTS[1]:.0f}, not {self.weight:g}.", param="weight"
+            )
         if self.budget is not None and not 0 <= self.budget <= LARGEST_BUDGET:
             raise InvalidRequest(
                 f"'budget' must be from 0 to {usd(LARGEST_BUDGET):.0f} USD, not {usd(self.budget):g}.", param="budget"
@@ -71,8 +73,10 @@ def check_limits(limits: Mapping[str, int | None]) -> None:
     for name, value in limits.items():
         if name not in Limits.model_fields:
             raise InvalidRequest(f"{name!r} is no limit; there are {', '.join(Limits.model_fields)}.", param="limits")
-        if value is not None and (type(value) is not int or value <= 0):
-            raise InvalidRequest(f"'{name}' must be a whole number above 0, or null for no limit.", param=name)
+        if value is not None and not (type(value) is int and 0 < value <= LARGEST):
+            raise InvalidRequest(
+                f"'{name}' must be a whole number from 1 to {LARGEST}, or null for no limit.", param=name
+            )
 
 
 async def find_project(session: AsyncSession, project_id: str, *, archived: bool = False) -> ProjectRow:

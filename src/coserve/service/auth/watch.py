@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from coserve.service.auth.keys import KeyRing
-from coserve.service.database import Database
+from coserve.service.database import Database, reason
 
 log = logging.getLogger("coserve.service")
 EVERY_SECONDS = 0.5
@@ -23,7 +23,7 @@ async def watch_keys(keys: KeyRing, database: Database) -> None:
                 await keys.refresh(database)
         except Exception as error:  # whatever it is: the next look may succeed
             if not away:
-                log.error("changes of keys cannot be seen now: the database is away (%s)", type(error).__name__)
+                log.error("changes of keys cannot be seen now: the database is away (%s)", reason(error))
             away = True
         else:
             if away:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
+from coserve.service.admission.allowances import check_batch
 from coserve.service.batches import states
 from coserve.service.batches.run import Run
 from coserve.service.batches.turns import Turns
 from coserve.service.errors import log_unexpected
 from coserve.service.tables import BatchRow
+from coserve.service.tasks import cancel, repeat
 
 if TYPE_CHECKING:
+    from coserve.service.auth.keys import Key
     from coserve.service.service import Service
 
+log = logging.getLogger("coserve.service.batches")
+
 RETRY_SECONDS = 5.0
+FOLLOW_SECONDS = 1.0
+"""Between two looks for cancellations by other servers."""
 
 
 class Batches:
@@ -30,6 +38,7 @@ class Batches:
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Go on with what a kill or a restart cut off, and remove what finished batches left.
@@ -45,21 +54,26 @@ class Batches:
         for row in rows:
             if row.id in here:
                 self._start(row)
+        complaint = "cancellations by other servers cannot be seen now"
+        self._following = asyncio.create_task(repeat(FOLLOW_SECONDS, self._follow, log, complaint))
 
     async def close(self) -> None:
         """Stop. What runs now is run again after the next start; what has ended is not.
 
         The tasks are asked and not cancelled: a transaction that is broken off may keep its lock on the database.
         """
+        if self._following is not None:
+            await cancel(self._following)
         self._closing.set()
         for run in self._runs.values():
             run.stop()
         await asyncio.gather(*self._tasks)
 
-    async def create(self, row: BatchRow) -> None:
-        """Store a new batch and start it."""
-        (self._service.settings.batches_directory / row.id).mkdir(mode=0o700)
+    async def create(self, row: BatchRow, key: Key) -> None:
+        """Store a new batch and start it. Raises `RateLimited` if the key's tier allows no more."""
         async with self._service.database.write() as session:
+            await check_batch(session, self._service.tiers, key)
+            (self._service.settings.batches_directory / row.id).mkdir(mode=0o700)
             session.add(row)
         self._start(row)
 
@@ -94,6 +108,17 @@ class Batches:
         if (run := self._runs.get(batch_id)) is not None:
             run.cancel()
         return row
+
+    async def _follow(self) -> None:
+        """Cancel what another server on the database was asked to."""
+        if not self._runs:
+            return
+        query = select(BatchRow.id).where(BatchRow.id.in_(list(self._runs)), BatchRow.status == "cancelling")
+        async with self._service.database.read() as session:
+            cancelled = list(await session.scalars(query))
+        for batch_id in cancelled:
+            if (run := self._runs.get(batch_id)) is not None:
+                run.cancel()
 
     def counts(self, row: BatchRow) -> tuple[int, int]:
         """How many of its requests are completed and failed at this moment."""

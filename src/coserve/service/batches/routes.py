@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
 from sqlalchemy import select
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -14,7 +13,7 @@ from coserve.planner.quantities import seconds
 from coserve.service.auth.door import key_of
 from coserve.service.batches.asking import ENDPOINTS
 from coserve.service.batches.states import find_batch
-from coserve.service.bodies import Body, parse
+from coserve.service.bodies import Body, Metadata, parse
 from coserve.service.files import BATCH, find_file
 from coserve.service.ids import new_id, now
 from coserve.service.paging import listing, page
@@ -40,7 +39,7 @@ class BatchBody(Body):
     input_file_id: str
     endpoint: str
     completion_window: str
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: Metadata | None = None
 
     def window(self) -> int:
         """Seconds. Raises `InvalidRequest`."""
@@ -115,7 +114,7 @@ async def create_batch(http: Request) -> Response:
         labels=body.metadata,
     )
     reply = batch_object(row, service.batches)
-    await service.batches.create(row)
+    await service.batches.create(row, key)
     return JSONResponse(reply)
 
 

@@ -29,9 +29,14 @@ class Files:
     failed: int  # those that were never answered are not among them
 
 
-async def find_batch(session: AsyncSession, batch_id: str, project: str | None = None) -> BatchRow:
-    """Raises `NotFound`, also for another project's than `project`."""
-    row = await session.scalar(select(BatchRow).where(BatchRow.id == batch_id))
+async def find_batch(
+    session: AsyncSession, batch_id: str, project: str | None = None, *, change: bool = False
+) -> BatchRow:
+    """To `change` it, nobody else does until the transaction ends. Raises `NotFound`, also for another project's than
+    `project`.
+    """
+    query = select(BatchRow).where(BatchRow.id == batch_id)
+    row = await session.scalar(query.with_for_update() if change else query)
     if row is None or project not in (None, row.project_id):
         raise NotFound(f"There is no batch {batch_id!r}.")
     return row
@@ -40,7 +45,7 @@ async def find_batch(session: AsyncSession, batch_id: str, project: str | None =
 async def begin(database: Database, batch_id: str, total: int) -> BatchRow:
     """validating -> in_progress, unless it is being cancelled."""
     async with database.write() as session:
-        row = await find_batch(session, batch_id)
+        row = await find_batch(session, batch_id, change=True)
         row.total = total
         if row.status == "validating":
             _enter(row, "in_progress")
@@ -50,7 +55,7 @@ async def begin(database: Database, batch_id: str, total: int) -> BatchRow:
 async def fail(database: Database, batch_id: str, mistakes: list[dict[str, Any]]) -> BatchRow:
     """-> failed: not one of its requests has been run, or its input is lost."""
     async with database.write() as session:
-        row = await find_batch(session, batch_id)
+        row = await find_batch(session, batch_id, change=True)
         row.errors = mistakes
         _enter(row, "failed")
     return row
@@ -59,7 +64,7 @@ async def fail(database: Database, batch_id: str, mistakes: list[dict[str, Any]]
 async def cancel(database: Database, batch_id: str, project: str) -> BatchRow:
     """-> cancelling. Raises `NotFound`; `Conflict` if it is over, or nearly."""
     async with database.write() as session:
-        row = await find_batch(session, batch_id, project)
+        row = await find_batch(session, batch_id, project, change=True)
         if row.status in ("validating", "in_progress"):
             _enter(row, "cancelling")
         elif row.status != "cancelling":
@@ -70,7 +75,7 @@ async def cancel(database: Database, batch_id: str, project: str) -> BatchRow:
 async def finalize(database: Database, batch_id: str) -> BatchRow:
     """in_progress -> finalizing: from here on it cannot be cancelled."""
     async with database.write() as session:
-        row = await find_batch(session, batch_id)
+        row = await find_batch(session, batch_id, change=True)
         if row.status == "in_progress":
             _enter(row, "finalizing")
     return row
@@ -87,7 +92,7 @@ async def end(database: Database, batch_id: str, files: Files, directory: Path) 
         return file.id
 
     async with database.write() as session:
-        row = await find_batch(session, batch_id)
+        row = await find_batch(session, batch_id, change=True)
         row.output_file = await adopted(session, files.output)
         row.error_file = await adopted(session, files.error)
         row.completed, row.failed = files.completed, files.failed

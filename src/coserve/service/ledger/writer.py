@@ -7,7 +7,7 @@ import logging
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from coserve.service.database import Database
+from coserve.service.database import Database, reason
 from coserve.service.ledger.backlog import Backlog
 from coserve.service.ledger.dialect import insert
 from coserve.service.ledger.entry import Entry
@@ -66,8 +66,8 @@ class Writer:
 
     async def _gone(self, error: Exception) -> None:
         self._is_away = True
-        reason = getattr(error, "orig", None) or error
-        self._away.say("the bill cannot be written (%s: %s); it waits on disk", type(error).__name__, reason)
+        why = reason(error)
+        self._away.say("the bill cannot be written (%s: %s); it waits on disk", type(why).__name__, why)
         self._backlog.save()
         try:
             await asyncio.to_thread(self._backlog.sync)

@@ -7,6 +7,7 @@ draws says what a key means, such as a customer's tokens per minute, and what to
 
 from coserve.service.limits.bucket import Draw, Level, Limit, Refusal
 from coserve.service.limits.open import open_store
+from coserve.service.limits.renewed import RenewedStore
 from coserve.service.limits.store import LEASE_SECONDS, LimitStore
 
-__all__ = ["LEASE_SECONDS", "Draw", "Level", "Limit", "LimitStore", "Refusal", "open_store"]
+__all__ = ["LEASE_SECONDS", "Draw", "Level", "Limit", "LimitStore", "Refusal", "RenewedStore", "open_store"]

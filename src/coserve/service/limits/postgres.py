@@ -19,6 +19,7 @@ from sqlalchemy.engine import make_url
 from coserve.service.limits.bucket import UNUSED_SECONDS, Draw
 from coserve.service.limits.shared import PATIENCE, How
 
+MOST_PLACES = 2**31 - 1  # what the function's parameter holds
 CONNECTIONS = 4  # a call takes a fraction of a millisecond there
 SWEEP_SECONDS = 60.0
 LOCKS = 1_667_588_965  # the first half of our advisory locks' names: one for all that coserve's limits lock
@@ -167,7 +168,7 @@ class PostgresBackend:
         return row["granted"], row["result"] or []
 
     async def acquire(self, key: str, capacity: int, lease: str, seconds: float) -> bool:
-        return bool(await self._open_pool.fetchval(ACQUIRE, key, capacity, lease, seconds))
+        return bool(await self._open_pool.fetchval(ACQUIRE, key, min(capacity, MOST_PLACES), lease, seconds))
 
     async def release(self, key: str, lease: str) -> None:
         await self._open_pool.execute(RELEASE, key, lease)

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from coserve.service.limits.bucket import Draw, Level, Limit, Refusal
 
-LEASE_SECONDS = 3600.0
-"""For how long a request holds its place at most: after this a killed process's requests no longer count."""
+LEASE_SECONDS = 60.0
+"""After this a killed process's requests no longer count. Those of one that lives are renewed (`RenewedStore`)."""
 
 
 class LimitStore(Protocol):

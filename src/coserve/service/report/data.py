@@ -10,7 +10,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from coserve.service.database import Database, DatabaseError
+from coserve.errors import Unavailable
+from coserve.service.database import Database, DatabaseError, reason
 from coserve.service.ledger.days import DAY
 from coserve.service.ledger.dialect import POSTGRESQL, dialect
 from coserve.service.ledger.totals import Totals, totals
@@ -132,9 +133,8 @@ async def read_report(database: Database, start: int, end: int, chip_price: int 
     try:
         async with database.read() as session:
             return await _read(session, start, end, chip_price)
-    except (SQLAlchemyError, OSError) as error:
-        reason = getattr(error, "orig", None) or error
-        raise DatabaseError(f"The database cannot be read: {reason}.") from error
+    except (SQLAlchemyError, OSError, Unavailable) as error:
+        raise DatabaseError(f"The database cannot be read: {reason(error)}.") from error
 
 
 async def _read(session: AsyncSession, start: int, end: int, chip_price: int | None) -> Report:

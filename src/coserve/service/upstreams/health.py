@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from random import Random
 
+from coserve.service.errors import log_unexpected
 from coserve.service.upstreams.failures import Failure
 from coserve.service.upstreams.upstream import Upstream
 
@@ -18,7 +19,10 @@ async def watch(upstream: Upstream, random: Random) -> None:
     await asyncio.sleep(random.uniform(0, 0.1) * interval)
     while True:
         if upstream.breaker.state != "closed" or not upstream.used:
-            await look(upstream)
+            try:
+                await look(upstream)
+            except Exception as error:  # whatever it is: without looks an upstream that is ill stays away for ever
+                log_unexpected(error)
         await asyncio.sleep(interval * random.uniform(0.8, 1.2))
 
 
