@@ -7,16 +7,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from coserve.errors import CoserveError
 from coserve.service import chat, completions, files, fine_tuning, models, operations, planning
 from coserve.service.admin.routes import ROUTES as ADMIN_ROUTES
 from coserve.service.auth.door import Door
 from coserve.service.batches import routes as batches
-from coserve.service.errors import Guard, handle
+from coserve.service.errors import Guard
 from coserve.service.jobs import Training
 from coserve.service.metrics import Counted
 from coserve.service.service import Service
@@ -69,16 +66,9 @@ def create_app(engine: Engine, settings: Settings | None = None, *, training: Tr
         async with service:
             yield
 
-    app = Starlette(
-        routes=ROUTES,
-        middleware=[
-            Middleware(Counted, metrics=service.metrics),
-            Middleware(Guard),
-            Middleware(Door),
-        ],
-        exception_handlers={CoserveError: handle, HTTPException: handle},
-        lifespan=lifespan,
-    )
+    app = Starlette(routes=ROUTES, lifespan=lifespan)
     app.router.redirect_slashes = False
+    # all that a request passes: Starlette's own layers would only do again what `Guard` does
+    app.middleware_stack = Counted(Guard(Door(app.router)), service.metrics)
     app.state.service = service
     return app

@@ -19,10 +19,11 @@ from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
 from coserve.service.bodies import Body, parse_json, read_body, unsupported
+from coserve.service.compact import dumps
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import chat_logprob
 from coserve.service.sampling import Count, SamplingBody, check_choices, choices
-from coserve.service.sse import DONE, dumps, event
+from coserve.service.sse import DONE, event
 from coserve.service.upstreams.answering import answer
 from coserve.service.upstreams.asking import Asking
 

@@ -86,6 +86,7 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             timeout_keep_alive=65,
             timeout_graceful_shutdown=max(1, round(self._settings.drain_seconds)),
             backlog=BACKLOG,

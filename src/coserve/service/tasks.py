@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from starlette.types import Receive
 
@@ -16,8 +16,8 @@ async def cancel(task: asyncio.Task[None]) -> None:
         await task
 
 
-@asynccontextmanager
-async def watching(receive: Receive, on_leave: Callable[[], None]) -> AsyncIterator[None]:
+@contextmanager
+def watching(receive: Receive, on_leave: Callable[[], None]) -> Iterator[None]:
     """Within the block `on_leave` is called when the client disconnects."""
     watcher = asyncio.create_task(_watch(receive, on_leave))
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,10 @@ class TiersFile(Part):
     flex: Discount = Discount(priority=-10)
     batch: Discount = Discount(priority=-20)
 
+    @cached_property
+    def highest(self) -> str:
+        return max(self.tiers, key=lambda name: self.tiers[name].priority)
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -132,7 +137,7 @@ class Tiers:
 
     @property
     def highest(self) -> str:
-        return max(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
+        return self._content.highest
 
     def find(self, name: str, param: str = "tier") -> Tier:
         """Raises `InvalidRequest` that lists the tiers."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coserve.errors import Unavailable
@@ -85,7 +84,7 @@ class Passage:
         """Completion tokens that were made so far, over all choices."""
         if self._ttft_ms is None and completion_tokens:
             self._ttft_ms = 1e3 * (time.perf_counter() - self._started)
-            self._admission.metrics.tier_ttft.labels(self.terms.tier).observe(self._ttft_ms / 1e3)
+            self._admission.metrics.tier_ttft(self.terms.tier).observe(self._ttft_ms / 1e3)
         self._generated = completion_tokens
 
     def delivered(self, completion_tokens: int | None = None) -> None:
@@ -103,7 +102,6 @@ class Passage:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._line is not None
-        self._line.entry = replace(self._line.entry, upstream=self._upstream, prompt_tokens=self._prompt_tokens)
         outcome = _outcome(kind)
         self._line.close(
             outcome,
@@ -111,6 +109,8 @@ class Passage:
             generated_tokens=self._generated,
             ttft_ms=self._ttft_ms,
             latency_ms=1e3 * (time.perf_counter() - self._started),
+            prompt_tokens=self._prompt_tokens,
+            upstream=self._upstream,
         )
         if kind is None:
             per_choice = self._generated / self.wish.choices

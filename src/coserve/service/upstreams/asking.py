@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from coserve.errors import InvalidRequest
-from coserve.service.sse import dumps
+from coserve.service.compact import dumps
 from coserve.service.upstreams.config import UpstreamConfig
 from coserve.service.upstreams.counting import BYTES_A_TOKEN
 
