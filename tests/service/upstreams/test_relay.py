@@ -48,6 +48,12 @@ def test_plain_completions_go_the_same_way(gateway, one):
     assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices) == "Hello, world!"
 
 
+def test_completions_have_the_length_that_they_have_here_unless_the_client_says(gateway, one):
+    for said in ({}, {"max_tokens": None}, {"max_tokens": 3}):
+        gateway.http.post("/v1/completions", json={"model": "m", "prompt": "Hi", **said})
+    assert [post.body["max_tokens"] for post in one.posts] == [16, 16, 3]
+
+
 def test_what_the_client_wrote_is_passed_on_and_nobody_else_s_affair_is_not(gateway, one):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x": 1.10}}}]
     body = {"model": "m", "messages": HELLO, "tools": tools, "unheard_of": {"a": [1, None, "ü"]}, "temperature": 0.7}

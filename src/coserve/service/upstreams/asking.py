@@ -22,6 +22,8 @@ HARMLESS = frozenset(
     {"user", "metadata", "store", "service_tier", "stream_options", "prompt_cache_key", "safety_identifier"}
 )
 """Fields that do not change the answer: an upstream that refuses them does not get them."""
+BOUNDS = {"chat": ("max_completion_tokens", "max_tokens"), "completions": ("max_tokens",)}
+"""Fields that say how long a choice may be, the best first."""
 AS_IF_ABSENT: Mapping[str, Any] = {
     "n": 1,
     "best_of": 1,
@@ -88,7 +90,7 @@ class Asking:
         return None
 
     def body_for(self, upstream: UpstreamConfig, most: int | None) -> bytes:
-        """`most` tokens of a choice are allowed where the client set no bound; None: as many as the upstream likes."""
+        """`most` tokens of a choice are allowed where the client wrote no bound; None: as many as it likes."""
         body = {name: value for name, value in self.fields.items() if name not in upstream.refuses}
         body["model"] = upstream.name_of(self.model)
         body.pop("service_tier", None)
@@ -98,8 +100,9 @@ class Asking:
             body.pop("user", None)
         if self.stream and "stream_options" not in upstream.refuses:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        if self.max_tokens is None and most is not None:
-            body["max_completion_tokens" if self.endpoint == "chat" else "max_tokens"] = most
+        if most is not None and all(self.fields.get(name) is None for name in BOUNDS[self.endpoint]):
+            taken = [name for name in BOUNDS[self.endpoint] if name not in upstream.refuses]
+            body |= dict.fromkeys(taken[:1], most)
         return dumps(body)
 
 
