@@ -91,6 +91,18 @@ def test_the_bill_is_what_the_upstream_tells(gateway):
         assert row["ttft_ms"] > 0
 
 
+def test_what_the_upstream_takes_is_on_the_bill_beside_the_price(start, one):
+    price = {"input": 1, "cached_input": 0.5, "output": 2}
+    gateway = start({"one": config({"base_url": one.url, "price": price})})
+    gateway.text(stream=False)
+    gateway.text(stream=True)
+    assert [row["upstream_cost"] for row in gateway.rows(2)] == [5_000 + 2_000 + 14_000] * 2
+    one.default = status(500)
+    with pytest.raises(openai.InternalServerError):
+        gateway.text(stream=False)
+    assert gateway.rows(3)[2]["upstream_cost"] == 0
+
+
 def test_without_usage_pieces_are_counted(gateway, one):
     one.default = no_usage
     body = {"model": "m", "messages": HELLO, "stream": True, "stream_options": {"include_usage": True}}

@@ -17,7 +17,7 @@ from coserve.service.ledger import Entry, Rates
 from coserve.service.ledger.entry import COMPLETED, FAILED
 from coserve.service.limits import LEASE_SECONDS, Draw, Refusal
 from coserve.service.money import cost
-from coserve.service.tiers import Terms
+from coserve.service.tiers import Price, Terms
 
 if TYPE_CHECKING:
     from coserve.service.admission.admission import Admission
@@ -35,6 +35,7 @@ class Passage:
         self.headers: list[tuple[bytes, bytes]] = []
         self._admission = admission
         self._upstream = upstream
+        self._upstream_price = Price()
         self._quota = Quota(key.project, terms)
         self._id = wish.usage_id or new_id("usage")
         self._prompt_tokens = wish.prompt_tokens
@@ -92,9 +93,9 @@ class Passage:
         if self._line is not None:
             self._line.delivered(self._generated if completion_tokens is None else completion_tokens)
 
-    def via(self, upstream: str) -> None:
-        """It is another upstream that is asked now."""
-        self._upstream = upstream
+    def via(self, upstream: str, price: Price) -> None:
+        """It is another upstream that is asked now, at what it takes from us."""
+        self._upstream, self._upstream_price = upstream, price
 
     def told(self, prompt_tokens: int, cached_tokens: int) -> None:
         """What an upstream says of the prompt, whose tokens are counted there."""
@@ -111,6 +112,7 @@ class Passage:
             latency_ms=1e3 * (time.perf_counter() - self._started),
             prompt_tokens=self._prompt_tokens,
             upstream=self._upstream,
+            upstream_cost=self._upstream_cost(),
         )
         if kind is None:
             per_choice = self._generated / self.wish.choices
@@ -121,6 +123,13 @@ class Passage:
             await self._settle(tokens, self._line.entry.cost)
         finally:
             await self._release()
+
+    def _upstream_cost(self) -> int:
+        """Nano-dollars for all that the upstream did, delivered or not; nothing where it gave no answer."""
+        if not self._generated:
+            return 0
+        rates = Rates.of(self._upstream_price)
+        return rates.of_tokens(self._prompt_tokens, self._cached_tokens, self._generated)
 
     async def _lease(self) -> None:
         limit = self._quota.concurrency

@@ -67,6 +67,7 @@ class Entry:
     latency_ms: float = 0.0
     outcome: str = "completed"  # or "disconnected", "failed", "interrupted", "cancelled"
     cost: int = 0  # nano-dollars
+    upstream_cost: int = 0  # what the upstream takes for it
 
     def billed(self, rates: Rates) -> Entry:
         """With the cost of its tokens."""
@@ -87,6 +88,7 @@ class Entry:
         latency_ms: float = 0.0,
         prompt_tokens: int | None = None,
         upstream: str | None = None,
+        upstream_cost: int = 0,
     ) -> Entry:
         """As it stands when it is over. `delivered` completion tokens reached the client; None: nothing did, not
         even an empty answer, and then the prompt is not billed either. Of the prompt and the upstream holds what is
@@ -105,6 +107,7 @@ class Entry:
             latency_ms=latency_ms,
             outcome=outcome,
             cost=rates.of_tokens(prompt, cached, completion, self.trained_tokens),
+            upstream_cost=upstream_cost,
         )
 
     def as_json(self) -> bytes:

@@ -44,6 +44,7 @@ class Line:
         latency_ms: float = 0.0,
         prompt_tokens: int | None = None,
         upstream: str | None = None,
+        upstream_cost: int = 0,
     ) -> None:
         """It is over. Only the first call counts; what is delivered later is not. Without `cached_tokens`, those
         that `cached` told; the rest is for `Entry.settled`."""
@@ -62,6 +63,7 @@ class Line:
             latency_ms=latency_ms,
             prompt_tokens=prompt_tokens,
             upstream=upstream,
+            upstream_cost=upstream_cost,
         )
         self._use(memory_slot())  # the slot will be another's
         self._on_close(self, self.entry, slot)

@@ -99,7 +99,7 @@ class Relay:
         """Around one attempt; at its end the upstream's room is known by what it did."""
         self._count.reset()
         async with upstream.asked(self._tokens) as place:
-            self._passage.via(upstream.name)
+            self._passage.via(upstream.name, upstream.config.price_of(self._asking.model))
             try:
                 yield
             finally:
