@@ -28,7 +28,7 @@ from coserve.service.settings import Settings
 from coserve.service.tasks import cancel
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
 from coserve.service.upstreams.overflow import Overflow
-from coserve.service.upstreams.pool import Upstreams, read_pool
+from coserve.service.upstreams.pool import Upstreams, read_pool, read_upstreams_and_keys
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
@@ -68,6 +68,7 @@ class Service:
 
     async def __aenter__(self) -> Service:
         """Raises: `DatabaseError`, `Conflict` if the home directory is in use, `InvalidRequest` for bad tiers."""
+        self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self.settings.make_directories()
             home = self.settings.directory
@@ -84,7 +85,7 @@ class Service:
             limits = open_store(self.settings.limits_url)
             await limits.open()
             stack.push_async_callback(limits.close)
-            await self.upstreams.open(limits, self.metrics)
+            self.upstreams.open(limits, self.metrics)
             stack.push_async_callback(self.upstreams.close)
             self.ledger = Ledger(self.database, home / "ledger", keep_days=self.settings.usage_days)
             await self.ledger.open()
@@ -101,7 +102,7 @@ class Service:
             hours = ChipHours(self.database, self.engine.stats().chip, self._uses, self.settings.chip_price_nano)
             await hours.open()
             stack.push_async_callback(hours.close)
-            self.mailbox = Mailbox(asyncio.get_running_loop())
+            self.mailbox = Mailbox(self._loop)
             training = self._training or Training.real()
             self.jobs = Jobs(self.engine, self.database, self.settings, self.mailbox, training, self.tiers)
             await self.jobs.open()
@@ -120,14 +121,21 @@ class Service:
         stats = self.engine.stats()
         return stats.inference_seconds, stats.training_seconds, stats.idle_seconds
 
-    def reload_tiers(self) -> None:
-        """Read the tiers' file again; safe in a signal handler. Raises `InvalidRequest`: the old tiers stay."""
+    def reload(self) -> None:
+        """Read the files of tiers and upstreams again; safe in a signal handler, and on any thread.
+
+        Raises `InvalidRequest`: then all stays as it was.
+        """
+        home = self.settings.directory
         try:
-            self.tiers.replace(read_tiers(tiers_path(self.settings.tiers, self.settings.directory)))
+            tiers = read_tiers(tiers_path(self.settings.tiers, home))
+            upstreams, keys = read_upstreams_and_keys(self.settings.upstreams, home)
         except InvalidRequest as error:
-            log.error("the tiers stay as they were: %s", error.message)
+            log.error("upstreams and tiers stay as they were: %s", error.message)
             raise
-        log.info("tiers read: %s", ", ".join(self.tiers.names))
+        self.tiers.replace(tiers)
+        self._loop.call_soon_threadsafe(self.upstreams.replace, upstreams, keys)
+        log.info("tiers read: %s; upstreams: %s", ", ".join(tiers.tiers), ", ".join(upstreams.upstreams) or "none")
 
     def own_models(self, key: Key) -> list[str]:
         """The models of this server's engine that the key may use, if it or its tier names them: the base model, and

@@ -64,7 +64,7 @@ class LocalDesk:
     def tiers(self) -> Tiers:
         return Tiers(read_tiers(tiers_path(self.settings.tiers, self.settings.directory)))
 
-    def reload_tiers(self) -> None:
+    def reload(self) -> None:
         del self.tiers
 
     async def open(self, *, make: bool) -> None:

@@ -55,6 +55,8 @@ class _Way:
         """The upstreams before this server's own engine, whether it has a turn, and those after it."""
         served_here = self._asking.model in self._service.engine.models()
         names = self._service.upstreams.ranked(self._asking, self._completion, here=served_here)
+        # those that are there now: when their turn comes, the configuration may be another
+        self._upstreams = {name: self._service.upstreams.named(name) for name in names if name != LOCAL}
         if self._model.overflow and served_here:
             names = [LOCAL, *names] if self._service.overflow.keeps(self._goal()) else [*names, LOCAL]
         if LOCAL not in names:
@@ -83,7 +85,7 @@ class _Way:
         passage = service.admission.passage(self._key, wish, upstream=names[0])
         attempts = Attempts(
             asking.model,
-            service.upstreams.named(names),
+            [self._upstreams[name] for name in names],
             service.upstreams.random,
             rounds=self._model.rounds,
             then_here=then_here,

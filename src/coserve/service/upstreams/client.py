@@ -34,7 +34,7 @@ class Client:
         if key:
             self._headers["authorization"] = f"Bearer {key}"
 
-    async def open(self) -> None:
+    def open(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._config.connections, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.timeout.connect),
@@ -49,6 +49,8 @@ class Client:
     async def send(self, path: str, body: bytes) -> Reply:
         """The reply to a request, its body yet unread. Whoever gets it must close it."""
         url = self._config.base_url + path
+        if self._session.closed:
+            raise Failure("connect", "it is no longer in the configuration")
         try:
             return Reply(await self._session.post(url, data=body, headers=self._headers, allow_redirects=False))
         except ERRORS as error:
