@@ -85,7 +85,8 @@ class Passage:
         """Completion tokens that were made so far, over all choices."""
         if self._ttft_ms is None and completion_tokens:
             self._ttft_ms = 1e3 * (time.perf_counter() - self._started)
-            self._admission.metrics.tier_ttft(self.terms.tier).observe(self._ttft_ms / 1e3)
+            if not self._quota.batch:  # nobody waits for those
+                self._admission.metrics.tier_ttft(self.terms.tier).observe(self._ttft_ms / 1e3)
         self._generated = completion_tokens
 
     def delivered(self, completion_tokens: int | None = None) -> None:
