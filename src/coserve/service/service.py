@@ -24,7 +24,7 @@ from coserve.service.limits import open_store
 from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
-from coserve.service.settings import Settings
+from coserve.service.settings import DATABASE, Settings
 from coserve.service.tasks import cancel
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
 from coserve.service.upstreams.overflow import Overflow
@@ -77,7 +77,7 @@ class Service:
             lock = HomeLock(home)
             lock.acquire()
             stack.callback(lock.release)
-            self.database = Database(self.settings.database_url or sqlite_url(home / "coserve.db"))
+            self.database = Database(self.settings.database_url or sqlite_url(home / DATABASE))
             await self.database.open()
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
@@ -146,7 +146,7 @@ class Service:
     def models(self, key: Key) -> list[str]:
         """Those, and the ones of upstreams."""
         here = self.own_models(key)
-        elsewhere = [name for name in self.upstreams.models() if name not in here and self._is_open(key, name)]
+        elsewhere = [name for name in self.upstreams.models() if name not in here and self.admission.is_open(name, key)]
         return [*here, *elsewhere]
 
     def check_model(self, name: str, key: Key) -> None:
@@ -156,14 +156,7 @@ class Service:
 
     def _may_use(self, key: Key, name: str) -> bool:
         own = name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
-        return own and self._is_open(key, name)
-
-    def _is_open(self, key: Key, name: str) -> bool:
-        """Whether the key names the model, or its tier if it names none."""
-        allowed = key.models
-        if allowed is None:
-            allowed = self.tiers.terms(key.tier or self.tiers.highest, None).goals.models
-        return "*" in allowed or name in allowed
+        return own and self.admission.is_open(name, key)
 
     async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""

@@ -17,11 +17,9 @@ from coserve.service.auth.projects import Project
 from coserve.service.auth.scopes import ADMIN
 from coserve.service.database import Database, sqlite_url
 from coserve.service.errors import Guard
-from coserve.service.settings import Settings
+from coserve.service.settings import DATABASE, Settings
 from coserve.service.tables import DEFAULT_PROJECT, KeyRow
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
-
-DATABASE = "coserve.db"
 
 
 class LocalTransport(httpx.BaseTransport):
