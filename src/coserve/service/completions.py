@@ -60,6 +60,10 @@ class CompletionBody(SamplingBody):
     def most_tokens(self) -> int:
         return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
+    def asking(self, raw: bytes) -> Asking:
+        """For upstreams; `raw` is the JSON of this body."""
+        return Asking.of("completions", raw, self, self.prompt, self.most_tokens)
+
     def refuse_unsupported(self) -> None:
         if self.suffix:
             raise unsupported("suffix")
@@ -76,8 +80,7 @@ async def create_completion(http: HTTPRequest) -> Response:
     here = partial(_complete_here, service, key_of(http), body)
     if not service.upstreams.serves(body.model):
         return await here()
-    asking = Asking.of("completions", raw, body, body.prompt, body.most_tokens)
-    return await answer(service, key_of(http), asking, body.service_tier, here)
+    return await answer(service, key_of(http), body.asking(raw), body.service_tier, here)
 
 
 async def _complete_here(service: Service, key: Key, body: CompletionBody) -> Response:

@@ -137,15 +137,11 @@ class Service:
         self._loop.call_soon_threadsafe(self.upstreams.replace, upstreams, keys)
         log.info("tiers read: %s; upstreams: %s", ", ".join(tiers.tiers), ", ".join(upstreams.upstreams) or "none")
 
-    def own_models(self, key: Key) -> list[str]:
-        """The models of this server's engine that the key may use, if it or its tier names them: the base model, and
-        those that its project has made.
-        """
-        return [name for name in self.engine.models() if self._may_use(key, name)]
-
     def models(self, key: Key) -> list[str]:
-        """Those, and the ones of upstreams."""
-        here = self.own_models(key)
+        """The models that the key may use, if it or its tier names them: the base model, those that its project has
+        made, and the ones of upstreams.
+        """
+        here = [name for name in self.engine.models() if self._may_use(key, name)]
         elsewhere = [name for name in self.upstreams.models() if name not in here and self.admission.is_open(name, key)]
         return [*here, *elsewhere]
 

@@ -103,7 +103,7 @@ class Run:
         tiers = self._service.tiers
         rules = Rules(
             self._row.endpoint,
-            frozenset(self._service.own_models(key)),
+            frozenset(self._service.models(key)),
             tiers.batch_terms(key.tier or tiers.highest).goals.batch.requests,
             self._service.settings.max_body_bytes,
         )

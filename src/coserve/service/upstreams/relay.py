@@ -44,9 +44,10 @@ class Relay:
     def response(self) -> Response:
         if self._asking.stream:
             return EventStream(self._events, lambda: self._passage.headers)
-        return WholeReply(self._whole, lambda: self._passage.headers)
+        return WholeReply(self.whole, lambda: self._passage.headers)
 
-    async def _whole(self, receive: Receive) -> AsyncGenerator[bytes, None]:
+    async def whole(self, receive: Receive) -> AsyncGenerator[bytes, None]:
+        """Yields one JSON object."""
         with listening(receive) as client:
             first = self._attempts.first(client, lambda upstream: self._ask_for_whole(client, upstream))
             async with self._passage, first as reply:
