@@ -15,7 +15,7 @@ from coserve.service.errors import ClientGone
 from coserve.service.ids import new_id
 from coserve.service.ledger import Entry, Rates
 from coserve.service.ledger.entry import COMPLETED, FAILED
-from coserve.service.limits import LEASE_SECONDS, Draw, Refusal
+from coserve.service.limits import LEASE_SECONDS, Draw, Limit, Refusal
 from coserve.service.money import cost
 from coserve.service.tiers import Price, Terms
 
@@ -42,7 +42,7 @@ class Passage:
         self._cached_tokens = self._generated = 0
         self._ttft_ms: float | None = None
         self._reserved: list[Draw] = []
-        self._leased = False
+        self._leased: Limit | None = None
         self._line: Line | None = None
 
     @property
@@ -137,9 +137,9 @@ class Passage:
         if limit is None:
             return
         limits = self._admission.limits
-        self._leased = await limits.acquire(limit.key, int(limit.capacity), self._id, LEASE_SECONDS)
-        if not self._leased:
+        if not await limits.acquire(limit.key, int(limit.capacity), self._id, LEASE_SECONDS):
             raise too_many_at_once(limit, self.terms.tier)
+        self._leased = limit
 
     async def _reserve(self) -> None:
         """The prompt and an estimate of the completion."""
@@ -172,9 +172,8 @@ class Passage:
                 await self._admission.limits.settle(corrections)
 
     async def _release(self) -> None:
-        limit = self._quota.concurrency
-        if self._leased and limit is not None:
-            self._leased = False
+        limit, self._leased = self._leased, None
+        if limit is not None:
             with suppress(Unavailable):  # the lease ends by itself
                 await self._admission.limits.release(limit.key, self._id)
 
