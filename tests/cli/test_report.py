@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -100,6 +101,29 @@ def test_the_files_say_the_same(run, home, tmp_path):
     assert "Search &lt;b&gt;&amp;&lt;/b&gt; (proj-a)" in page
     assert "<svg" in page and "http-equiv" not in page and "src=" not in page
     assert files["png"].read_bytes().startswith(b"\x89PNG")
+
+
+def test_upstreams_cost_money_beside_the_chips(run, home):
+    far = replace(request(60, model="far", upstream="groq"), upstream_cost=10**9)
+    asyncio.run(write(home, far, request(61, upstream="box")))
+    lines = run("report", *TIME).output.splitlines()
+    assert lines[1] == "Revenue $12.00: inference $9.00, training $3.00."
+    assert lines[2] == "Chips $4.00 for 2.0 hours, upstreams $1.00; margin 58.3%."
+    assert lines[5].endswith("Yes: its revenue is 1.80 times what the chips and upstreams cost.")
+    table = [line.split() for line in lines]
+    assert ["groq", "1", "1,000,000", "0", "250,000", "$2.00", "$1.00"] in table
+    assert ["box", "1", "1,000,000", "0", "250,000", "$2.00", "$0.00"] in table
+
+
+async def write(home: Path, *entries: Entry) -> None:
+    database = Database(sqlite_url(home / "coserve.db"))
+    await database.open()
+    ledger = Ledger(database, home / "ledger", clock=lambda: NOVEMBER)
+    await ledger.open()
+    for entry in entries:
+        ledger.write(entry)
+    await ledger.close()
+    await database.close()
 
 
 def test_another_price_of_the_chips(run, home):

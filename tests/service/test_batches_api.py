@@ -241,6 +241,18 @@ def test_a_batch_whose_window_is_over_keeps_what_was_done(client, engine):
     assert all(line["response"] is None for line in errors)
 
 
+def test_nobody_waits_for_a_batch_s_first_token(client, http):
+    def counted() -> float:
+        lines = [line for line in http.get("/metrics").text.splitlines() if "tier_ttft_seconds_count" in line]
+        return sum(float(line.split()[-1]) for line in lines)
+
+    before = counted()
+    assert wait(client, create(client, [chat("a")])).status == "completed"
+    assert counted() == before
+    client.chat.completions.create(model="base", messages=[{"role": "user", "content": "Hi"}])
+    assert counted() == before + 1
+
+
 def test_few_requests_run_at_once_and_batches_share_them(tmp_path):
     server = start(tmp_path, batch_requests=4)
     client, engine = openai_client(server), server.engine

@@ -25,11 +25,14 @@ def test_twice_is_once():
 def test_a_client_that_leaves_while_time_runs_out_has_left():
     async def block():
         client = Listener()
-        async with client.within(0, "a pause"):
+
+        async def wait():
             try:
                 await asyncio.Event().wait()
             finally:
                 client.leave()
+
+        await client.within(0, "a pause", wait)
 
     with pytest.raises(ClientGone):
         asyncio.run(block())

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from coserve.service import Settings
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-DATABASE = "coserve.db"
 
 
 def run(
@@ -133,6 +132,8 @@ def choose_keys(settings: ServeSettings) -> Keys:
 
     Where that one is lost (a database, but no server file), a key for this run only.
     """
+    from coserve.service.settings import DATABASE
+
     last = read_server_file(settings.home)
     kept = last.api_key if last else None
     if settings.api_key:

@@ -67,10 +67,11 @@ def _moment(text: str | None, option: str, default: int) -> int:
 def _database(home: Path | None, url: str | None) -> str:
     """Raises `InvalidRequest` if the home directory has none: reading must not make one."""
     from coserve.service.database import sqlite_url
+    from coserve.service.settings import DATABASE
 
     if url := url or os.environ.get("COSERVE_DATABASE_URL", "").strip():
         return url
-    path = home_directory(home) / "coserve.db"
+    path = home_directory(home) / DATABASE
     if not path.is_file():
         raise InvalidRequest(f"There is no database in {path.parent}: no server has run there.", param="home")
     return sqlite_url(path)

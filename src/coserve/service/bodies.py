@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from coserve.errors import InvalidRequest
 from coserve.service.errors import ClientGone, PayloadTooLarge
@@ -30,19 +30,24 @@ B = TypeVar("B", bound=Body)
 
 async def read_chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
     """The body as it arrives. Raises `PayloadTooLarge` above `limit` bytes, `ClientGone` if it breaks off."""
-    too_large = PayloadTooLarge(f"The request's body is larger than the limit of {limit} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    received = 0
-    try:
-        async for chunk in request.stream():
-            received += len(chunk)
-            if received > limit:
-                raise too_large
+        raise _too_large(limit)
+    received, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk, more = message.get("body", b""), message.get("more_body", False)
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        if chunk:
             yield chunk
-    except ClientDisconnect as error:
-        raise ClientGone from error
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request's body is larger than the limit of {limit} bytes.")
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -19,10 +19,11 @@ from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
 from coserve.service.bodies import Body, parse_json, read_body, unsupported
+from coserve.service.compact import dumps
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import chat_logprob
 from coserve.service.sampling import Count, SamplingBody, check_choices, choices
-from coserve.service.sse import DONE, dumps, event
+from coserve.service.sse import DONE, event
 from coserve.service.upstreams.answering import answer
 from coserve.service.upstreams.asking import Asking
 
@@ -75,7 +76,11 @@ class ChatBody(SamplingBody):
             kind = self.response_format.get("type") if isinstance(self.response_format, dict) else None
             raise unsupported("response_format", f"'response_format' of type {kind!r}")
 
-    def text(self) -> str:
+    def asking(self, raw: bytes) -> Asking:
+        """For upstreams; `raw` is the JSON of this body."""
+        return Asking.of("chat", raw, self, [self._text()], self.most_tokens)
+
+    def _text(self) -> str:
         """All that the messages say."""
         parts = [
             m.content if isinstance(m.content, str) else "".join(p.text or "" for p in m.content or ())
@@ -127,8 +132,7 @@ async def create_chat_completion(http: HTTPRequest) -> Response:
     here = partial(_complete_here, service, key_of(http), body)
     if not service.upstreams.serves(body.model):
         return await here()
-    asking = Asking.of("chat", raw, body, [body.text()], body.most_tokens)
-    return await answer(service, key_of(http), asking, body.service_tier, here)
+    return await answer(service, key_of(http), body.asking(raw), body.service_tier, here)
 
 
 async def _complete_here(service: Service, key: Key, body: ChatBody) -> Response:

@@ -18,10 +18,11 @@ from coserve.service.admission import Passage, Wish
 from coserve.service.answer import Answer
 from coserve.service.auth.door import key_of
 from coserve.service.bodies import parse_json, read_body, unsupported
+from coserve.service.compact import dumps
 from coserve.service.ids import new_id, now
 from coserve.service.logprobs import CompletionLogprobs
 from coserve.service.sampling import SamplingBody, check_choices, choices
-from coserve.service.sse import DONE, dumps, event
+from coserve.service.sse import DONE, event
 from coserve.service.upstreams.answering import answer
 from coserve.service.upstreams.asking import Asking
 
@@ -55,6 +56,14 @@ class CompletionBody(SamplingBody):
     best_of: int | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
+    @property
+    def most_tokens(self) -> int:
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+
+    def asking(self, raw: bytes) -> Asking:
+        """For upstreams; `raw` is the JSON of this body."""
+        return Asking.of("completions", raw, self, self.prompt, self.most_tokens)
+
     def refuse_unsupported(self) -> None:
         if self.suffix:
             raise unsupported("suffix")
@@ -71,8 +80,7 @@ async def create_completion(http: HTTPRequest) -> Response:
     here = partial(_complete_here, service, key_of(http), body)
     if not service.upstreams.serves(body.model):
         return await here()
-    asking = Asking.of("completions", raw, body, body.prompt, body.max_tokens)
-    return await answer(service, key_of(http), asking, body.service_tier, here)
+    return await answer(service, key_of(http), body.asking(raw), body.service_tier, here)
 
 
 async def _complete_here(service: Service, key: Key, body: CompletionBody) -> Response:
@@ -85,8 +93,7 @@ async def prepare_completion(
     """The answer to `body`, to be generated. Raises what is wrong with it, or not open to the key."""
     service.check_model(body.model, key)
     body.refuse_unsupported()
-    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    params = body.sampling(service.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs)
+    params = body.sampling(service.sampling_defaults, max_tokens=body.most_tokens, logprobs=body.logprobs)
     size = sum(len(prompt) for prompt in body.prompt)
     prompts = await service.offload(size, _encode, service, body.prompt)
     n = body.n or 1
@@ -98,7 +105,7 @@ async def prepare_completion(
         sum(lengths),
         max(lengths),
         n * len(prompts),
-        max_tokens,
+        params.max_tokens,
         body.service_tier,
         param="prompt",
         batch_id=batch_id,

@@ -7,8 +7,7 @@ import traceback
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from coserve.errors import AuthenticationError, Conflict, CoserveError, InvalidRequest, NotFound, Unavailable
@@ -19,6 +18,10 @@ log = logging.getLogger("coserve.service")
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, where: str, allowed: str):
+        super().__init__(f"{where} is not possible here; allowed: {allowed}.")
+        self.headers = {"allow": allowed}
 
 
 class PayloadTooLarge(InvalidRequest):
@@ -56,8 +59,7 @@ def _from_router(error: HTTPException, scope: Scope) -> CoserveError:
     if error.status_code == 404:
         return NotFound(f"There is no such route: {where}.", code="unknown_url")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return MethodNotAllowed(f"{where} is not possible here; allowed: {allowed}.")
+        return MethodNotAllowed(where, (error.headers or {}).get("Allow", "another method"))
     return InvalidRequest(error.detail or "The request is not valid.")
 
 
@@ -73,14 +75,6 @@ def reply(error: CoserveError) -> JSONResponse:
     if isinstance(error, PayloadTooLarge):
         headers["connection"] = "close"  # the rest of the body stays unread
     return JSONResponse(envelope(error), status_code=error.status, headers=headers)
-
-
-async def handle(request: Request, error: Exception) -> Response:
-    """Starlette's handler for the errors that routes and the router raise."""
-    answer = reply(as_coserve_error(error, request.scope))
-    if isinstance(error, HTTPException) and error.status_code == 405:
-        answer.headers.update(error.headers or {})
-    return answer
 
 
 class Guard:

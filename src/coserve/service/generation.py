@@ -100,7 +100,7 @@ async def generating(
     except ContextLengthExceeded as error:
         error.param = prompt  # the engine cannot know by which name the client gave it
         raise
-    async with watching(receive, generation.abandon):
+    with watching(receive, generation.abandon):
         try:
             yield generation
         finally:

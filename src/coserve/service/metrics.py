@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -38,13 +39,14 @@ class Metrics:
         self.refusals = Counter(
             "coserve_refusals", "Requests refused for want of quota", ("tier", "limit"), registry=self._registry
         )
-        self.tier_ttft = Histogram(
+        ttft = Histogram(
             "coserve_tier_ttft_seconds",
             "Time to first token, from admission on",
             ("tier",),
             buckets=TTFT_BOUNDS,
             registry=self._registry,
         )
+        self.tier_ttft = cache(ttft.labels)
         self.http_running = Gauge(
             "coserve_http_requests_running", "HTTP requests being answered", registry=self._registry
         )
@@ -164,7 +166,9 @@ class Counted:
 
     def __init__(self, app: ASGIApp, metrics: Metrics):
         self.app = app
-        self.metrics = metrics
+        self._counter = cache(metrics.http_requests.labels)
+        self._running = 0
+        metrics.http_running.set_function(lambda: self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -179,11 +183,11 @@ class Counted:
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id)]}
             await send(message)
 
-        self.metrics.http_running.inc()
+        self._running += 1
         try:
             await self.app(scope, receive, sending)
         finally:
-            self.metrics.http_running.dec()
+            self._running -= 1
             route = getattr(scope.get("route"), "path", "unknown")  # the pattern, not what was asked for
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.metrics.http_requests.labels(method, route, status).inc()
+            self._counter(method, route, status).inc()

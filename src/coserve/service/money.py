@@ -10,7 +10,7 @@ NANO = 10**9
 
 def cost(tokens: int, price: Decimal) -> int:
     """Nano-dollars of so many tokens at a price in USD a million: each amount is rounded once, half to even."""
-    return int((tokens * price * 1000).to_integral_value(ROUND_HALF_EVEN))
+    return tokens and int((tokens * price * 1000).to_integral_value(ROUND_HALF_EVEN))
 
 
 def nano(usd: Decimal | float | str) -> int:

@@ -86,6 +86,7 @@ class Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             timeout_keep_alive=65,
             timeout_graceful_shutdown=max(1, round(self._settings.drain_seconds)),
             backlog=BACKLOG,
@@ -132,11 +133,11 @@ class Server:
         """Make `wait` return. Safe in a signal handler."""
         self._stopping.set()
 
-    def reload_tiers(self) -> None:
-        """Read the tiers' file again; what is wrong with it is logged. Safe in a signal handler."""
+    def reload(self) -> None:
+        """Read the files of tiers and upstreams again; what is wrong is logged. Safe in a signal handler."""
         if self._service is not None:
             with contextlib.suppress(InvalidRequest):
-                self._service.reload_tiers()
+                self._service.reload()
 
     def stop(self) -> None:
         """Accept nothing new, let running replies end for `drain_seconds`, then stop the engine. Idempotent.
@@ -192,7 +193,7 @@ def run_server(
 
 
 def serve(server: Server, *, on_ready: Callable[[Server], None] | None = None) -> None:
-    """Run a server until SIGTERM or Ctrl-C; SIGHUP reads its tiers again. `on_ready` is called once it answers.
+    """Run a server until SIGTERM or Ctrl-C; SIGHUP reads tiers and upstreams again. `on_ready`: called once it answers.
 
     For the main thread.
     """
@@ -231,7 +232,7 @@ def _has_terminal() -> bool:
 
 @contextlib.contextmanager
 def reloading_on_hangup(server: Server) -> Iterator[None]:
-    """Within the block SIGHUP makes the server read its tiers again, on systems that have it.
+    """Within the block SIGHUP makes the server read its tiers and upstreams again, on systems that have it.
 
     The same signal says that the terminal was closed: then a server that was started there stops.
     """
@@ -245,7 +246,7 @@ def reloading_on_hangup(server: Server) -> Iterator[None]:
         if from_terminal and not _has_terminal():
             server.request_stop()
         else:
-            server.reload_tiers()
+            server.reload()
 
     previous = signal.signal(hangup, hear)
     try:

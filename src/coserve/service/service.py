@@ -25,11 +25,11 @@ from coserve.service.limits import RenewedStore, open_store
 from coserve.service.lock import HomeLock
 from coserve.service.mailbox import Mailbox
 from coserve.service.metrics import Metrics
-from coserve.service.settings import Settings
+from coserve.service.settings import DATABASE, Settings
 from coserve.service.tasks import cancel
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
 from coserve.service.upstreams.overflow import Overflow
-from coserve.service.upstreams.pool import Upstreams, read_pool
+from coserve.service.upstreams.pool import Upstreams, read_pool, read_upstreams_and_keys
 
 if TYPE_CHECKING:
     from coserve.engine import Engine
@@ -70,6 +70,7 @@ class Service:
 
     async def __aenter__(self) -> Service:
         """Raises: `DatabaseError`, `Conflict` if the home directory is in use, `InvalidRequest` for bad tiers."""
+        self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as stack:
             self.settings.make_directories()
             home = self.settings.directory
@@ -78,7 +79,7 @@ class Service:
             lock = HomeLock(home)
             lock.acquire()
             stack.callback(lock.release)
-            self.database = Database(self.settings.database_url or sqlite_url(home / "coserve.db"))
+            self.database = Database(self.settings.database_url or sqlite_url(home / DATABASE))
             await self.database.open()
             stack.push_async_callback(self.database.close)
             self.keys, self.new_key = await open_key_ring(self.database, home, self.settings.api_key)
@@ -89,7 +90,7 @@ class Service:
             limits = RenewedStore(open_store(self.settings.limits_url))
             await limits.open()
             stack.push_async_callback(limits.close)
-            await self.upstreams.open(limits, self.metrics)
+            self.upstreams.open(limits, self.metrics)
             stack.push_async_callback(self.upstreams.close)
             self.ledger = Ledger(self.database, home / "ledger", keep_days=self.settings.usage_days)
             await self.ledger.open()
@@ -106,7 +107,7 @@ class Service:
             hours = ChipHours(self.database, self.engine.stats().chip, self._uses, self.settings.chip_price_nano)
             await hours.open()
             stack.push_async_callback(hours.close)
-            self.mailbox = Mailbox(asyncio.get_running_loop())
+            self.mailbox = Mailbox(self._loop)
             training = self._training or Training.real()
             self.jobs = Jobs(
                 self.engine, self.database, self.settings, self.mailbox, training, self.tiers, self._charge
@@ -133,25 +134,28 @@ class Service:
         if project is not None:
             await self.admission.charge(project, billed)
 
-    def reload_tiers(self) -> None:
-        """Read the tiers' file again; safe in a signal handler. Raises `InvalidRequest`: the old tiers stay."""
-        try:
-            self.tiers.replace(read_tiers(tiers_path(self.settings.tiers, self.settings.directory)))
-        except InvalidRequest as error:
-            log.error("the tiers stay as they were: %s", error.message)
-            raise
-        log.info("tiers read: %s", ", ".join(self.tiers.names))
+    def reload(self) -> None:
+        """Read the files of tiers and upstreams again; safe in a signal handler, and on any thread.
 
-    def own_models(self, key: Key) -> list[str]:
-        """The models of this server's engine that the key may use, if it or its tier names them: the base model, and
-        those that its project has made.
+        Raises `InvalidRequest`: then all stays as it was.
         """
-        return [name for name in self.engine.models() if self._may_use(key, name)]
+        home = self.settings.directory
+        try:
+            tiers = read_tiers(tiers_path(self.settings.tiers, home))
+            upstreams, keys = read_upstreams_and_keys(self.settings.upstreams, home)
+        except InvalidRequest as error:
+            log.error("upstreams and tiers stay as they were: %s", error.message)
+            raise
+        self.tiers.replace(tiers)
+        self._loop.call_soon_threadsafe(self.upstreams.replace, upstreams, keys)
+        log.info("tiers read: %s; upstreams: %s", ", ".join(tiers.tiers), ", ".join(upstreams.upstreams) or "none")
 
     def models(self, key: Key) -> list[str]:
-        """Those, and the ones of upstreams."""
-        here = self.own_models(key)
-        elsewhere = [name for name in self.upstreams.models() if name not in here and self._is_open(key, name)]
+        """The models that the key may use, if it or its tier names them: the base model, those that its project has
+        made, and the ones of upstreams.
+        """
+        here = [name for name in self.engine.models() if self._may_use(key, name)]
+        elsewhere = [name for name in self.upstreams.models() if name not in here and self.admission.is_open(name, key)]
         return [*here, *elsewhere]
 
     def check_model(self, name: str, key: Key) -> None:
@@ -161,14 +165,7 @@ class Service:
 
     def _may_use(self, key: Key, name: str) -> bool:
         own = name == self.engine.name or self.jobs.owner(name) in (None, key.project.id)
-        return own and self._is_open(key, name)
-
-    def _is_open(self, key: Key, name: str) -> bool:
-        """Whether the key names the model, or its tier if it names none."""
-        allowed = key.models
-        if allowed is None:
-            allowed = self.tiers.terms(key.tier or self.tiers.highest, None).goals.models
-        return "*" in allowed or name in allowed
+        return own and self.admission.is_open(name, key)
 
     async def offload(self, size: int, work: Callable[..., T], *args: Any) -> T:
         """`work(*args)`; in a thread if its input is long, so that the other streams go on meanwhile."""

@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from coserve.service.money import nano
 
 MIB = 1 << 20
+DATABASE = "coserve.db"
+"""The file in `home`, unless `database_url` names another place."""
 
 
 class Settings(BaseSettings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from coserve.service.compact import dumps
 from coserve.service.errors import ClientGone, as_coserve_error, envelope
 
 Headers = list[tuple[bytes, bytes]]
@@ -19,11 +19,6 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-
-
-def dumps(value: Any) -> bytes:
-    """Compact JSON in ASCII: no line of it can be cut by a reader that counts U+2028 as a line's end."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def event(value: Any) -> bytes:

@@ -99,6 +99,7 @@ class UsageRow(Table):
         String(16)
     )  # "completed", "disconnected", "failed", "interrupted", "cancelled"
     cost: Mapped[int]  # nano-dollars
+    upstream_cost: Mapped[int] = mapped_column(server_default="0")  # what the upstream takes for it
 
 
 class UsageDayRow(Table):
@@ -125,6 +126,7 @@ class UsageDayRow(Table):
     generated_tokens: Mapped[int]
     trained_tokens: Mapped[int]
     cost: Mapped[int]
+    upstream_cost: Mapped[int] = mapped_column(server_default="0")
 
 
 class ChipHourRow(Table):

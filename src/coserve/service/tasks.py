@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from starlette.types import Receive
 
@@ -32,8 +32,8 @@ async def repeat(seconds: float, act: Callable[[], Awaitable[None]], log: loggin
             failing = False
 
 
-@asynccontextmanager
-async def watching(receive: Receive, on_leave: Callable[[], None]) -> AsyncIterator[None]:
+@contextmanager
+def watching(receive: Receive, on_leave: Callable[[], None]) -> Iterator[None]:
     """Within the block `on_leave` is called when the client disconnects."""
     watcher = asyncio.create_task(_watch(receive, on_leave))
     try:

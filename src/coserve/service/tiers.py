@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,6 +110,10 @@ class TiersFile(Part):
     flex: Discount = Discount(priority=-10)
     batch: Discount = Discount(priority=-20)
 
+    @cached_property
+    def highest(self) -> str:
+        return max(self.tiers, key=lambda name: self.tiers[name].priority)
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -140,7 +145,7 @@ class Tiers:
 
     @property
     def highest(self) -> str:
-        return max(self._content.tiers, key=lambda name: self._content.tiers[name].priority)
+        return self._content.highest
 
     @property
     def _safest(self) -> str:

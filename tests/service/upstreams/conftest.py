@@ -57,17 +57,21 @@ class Gateway:
         return self.http.get("/coserve/upstreams").json()[upstream]
 
     def rows(self, count: int = 1) -> list[dict[str, Any]]:
-        """The ledger's, oldest first, as soon as there are so many."""
-        for _ in range(200):
-            rows = usage_rows(self.server)
-            if len(rows) >= count:
-                break
-            time.sleep(0.02)
-        assert len(rows) == count
-        return rows
+        return usage_rows(self.server, count)
 
 
-def usage_rows(server: Server) -> list[dict[str, Any]]:
+def usage_rows(server: Server, count: int) -> list[dict[str, Any]]:
+    """A server's ledger, oldest first, as soon as it has so many rows."""
+    for _ in range(200):
+        rows = _rows(server)
+        if len(rows) >= count:
+            break
+        time.sleep(0.02)
+    assert len(rows) == count
+    return rows
+
+
+def _rows(server: Server) -> list[dict[str, Any]]:
     with sqlite3.connect(server._settings.directory / "coserve.db") as database:
         database.row_factory = sqlite3.Row
         return [dict(row) for row in database.execute("select * from usage order by created_at, rowid")]

@@ -135,3 +135,14 @@ def test_a_tier_s_context_bounds_those_who_set_no_bound_themselves():
     config = UpstreamConfig(base_url="http://x/v1", service_tier="flex", send_user=True)
     body = json.loads(asking(user="u", service_tier="priority").body_for(config, 50))
     assert (body["max_completion_tokens"], body["service_tier"], body["user"]) == (50, "flex", "u")
+
+
+def test_a_bound_is_given_in_a_field_that_the_upstream_takes():
+    def bounds(*refuses: str, **said: int) -> dict[str, int]:
+        body = json.loads(asking(**said).body_for(UpstreamConfig(base_url="http://x/v1", refuses=refuses), 50))
+        return {name: body[name] for name in ("max_completion_tokens", "max_tokens") if name in body}
+
+    assert bounds("max_completion_tokens") == {"max_tokens": 50}
+    assert bounds("max_completion_tokens", "max_tokens") == {}
+    assert bounds(max_tokens=7) == {"max_tokens": 7}
+    assert bounds(max_completion_tokens=7) == {"max_completion_tokens": 7}

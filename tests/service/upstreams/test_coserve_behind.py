@@ -39,7 +39,7 @@ def test_both_ledgers_agree(gateway, behind):
     gateway.text(stream=True)
     gateway.text(stream=False)
     ours = gateway.rows(2)
-    theirs = usage_rows(behind)
+    theirs = usage_rows(behind, 2)
     for field in ("prompt_tokens", "completion_tokens", "outcome"):
         assert [row[field] for row in ours] == [row[field] for row in theirs]
     assert {row["upstream"] for row in ours} == {"behind"}

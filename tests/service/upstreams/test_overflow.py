@@ -11,7 +11,6 @@ from coserve.errors import Unavailable
 from coserve.service.upstreams.overflow import LOOK, Overflow
 from tests.service.fake_engine import FakeEngine
 from tests.service.fake_training import TRAINING
-from tests.service.test_batches_api import chat, create, wait
 from tests.service.upstreams.conftest import Gateway
 from tests.service.upstreams.faulty import refusing_port, status
 
@@ -108,13 +107,6 @@ def test_the_prediction_counts_those_let_in_since_it_looked():
 def test_nothing_measured_is_no_wait():
     stats = replace(FakeEngine().stats(), requests_waiting=50, ttft=Histogram((1.0,), (0, 0), 0.0))
     assert Overflow(lambda: stats).keeps(0.001)
-
-
-def test_a_batch_cannot_have_a_model_of_an_upstream(start, one):
-    gateway = start({"one": one.url}, engine=FakeEngine(), training=TRAINING)
-    failed = wait(gateway.client, create(gateway.client, [chat("a", model="m")]))
-    assert [error.code for error in failed.errors.data] == ["model_not_found"]
-    assert failed.request_counts.total == 0
 
 
 def test_the_engine_s_context_bounds_no_answer_of_an_upstream(start, one, tmp_path):

@@ -48,6 +48,12 @@ def test_plain_completions_go_the_same_way(gateway, one):
     assert "".join(chunk.choices[0].text for chunk in stream if chunk.choices) == "Hello, world!"
 
 
+def test_completions_have_the_length_that_they_have_here_unless_the_client_says(gateway, one):
+    for said in ({}, {"max_tokens": None}, {"max_tokens": 3}):
+        gateway.http.post("/v1/completions", json={"model": "m", "prompt": "Hi", **said})
+    assert [post.body["max_tokens"] for post in one.posts] == [16, 16, 3]
+
+
 def test_what_the_client_wrote_is_passed_on_and_nobody_else_s_affair_is_not(gateway, one):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x": 1.10}}}]
     body = {"model": "m", "messages": HELLO, "tools": tools, "unheard_of": {"a": [1, None, "ü"]}, "temperature": 0.7}
@@ -83,6 +89,18 @@ def test_the_bill_is_what_the_upstream_tells(gateway):
         assert (row["upstream"], row["model"], row["adapter"], row["outcome"]) == ("one", "m", None, "completed")
         assert (row["prompt_tokens"], row["cached_tokens"], row["completion_tokens"]) == (9, 4, 7)
         assert row["ttft_ms"] > 0
+
+
+def test_what_the_upstream_takes_is_on_the_bill_beside_the_price(start, one):
+    price = {"input": 1, "cached_input": 0.5, "output": 2}
+    gateway = start({"one": config({"base_url": one.url, "price": price})})
+    gateway.text(stream=False)
+    gateway.text(stream=True)
+    assert [row["upstream_cost"] for row in gateway.rows(2)] == [5_000 + 2_000 + 14_000] * 2
+    one.default = status(500)
+    with pytest.raises(openai.InternalServerError):
+        gateway.text(stream=False)
+    assert gateway.rows(3)[2]["upstream_cost"] == 0
 
 
 def test_without_usage_pieces_are_counted(gateway, one):

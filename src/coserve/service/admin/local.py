@@ -7,23 +7,19 @@ from functools import cached_property
 
 import httpx
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from coserve.errors import Conflict, CoserveError, InvalidRequest
+from coserve.errors import Conflict, InvalidRequest
 from coserve.service.admin.routes import KEY_AND_PROJECT_ROUTES
 from coserve.service.auth.audit import COMMAND_LINE
 from coserve.service.auth.keys import SECRET_FILE, Key, NewKey, list_keys, make_key, read_secret
 from coserve.service.auth.projects import Project
 from coserve.service.auth.scopes import ADMIN
 from coserve.service.database import Database, sqlite_url
-from coserve.service.errors import Guard, handle
-from coserve.service.settings import Settings
+from coserve.service.errors import Guard
+from coserve.service.settings import DATABASE, Settings
 from coserve.service.tables import DEFAULT_PROJECT, KeyRow
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
-
-DATABASE = "coserve.db"
 
 
 class LocalTransport(httpx.BaseTransport):
@@ -66,7 +62,7 @@ class LocalDesk:
     def tiers(self) -> Tiers:
         return Tiers(read_tiers(tiers_path(self.settings.tiers, self.settings.directory)))
 
-    def reload_tiers(self) -> None:
+    def reload(self) -> None:
         del self.tiers
 
     async def open(self, *, make: bool) -> None:
@@ -118,10 +114,7 @@ class _AsCommandLine:
 
 
 def _app(desk: LocalDesk) -> Starlette:
-    app = Starlette(
-        routes=KEY_AND_PROJECT_ROUTES,
-        middleware=[Middleware(Guard), Middleware(_AsCommandLine)],
-        exception_handlers={CoserveError: handle, HTTPException: handle},
-    )
+    app = Starlette(routes=KEY_AND_PROJECT_ROUTES)
+    app.middleware_stack = Guard(_AsCommandLine(app.router))
     app.state.service = desk
     return app

@@ -1,4 +1,4 @@
-"""/v1/organization/tiers: the tiers in force, and reading their file again."""
+"""/v1/organization/tiers: the tiers in force, and reading their file, and that of the upstreams, again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def list_tiers(http: Request) -> Response:
 
 async def reload_tiers(http: Request) -> Response:
     desk = desk_of(http)
-    desk.reload_tiers()
+    desk.reload()
     async with desk.database.write() as session:
         record(session, actor_of(http), "tiers.reloaded", "tiers", {"tiers": desk.tiers.names})
     return JSONResponse(tiers_object(desk.tiers))

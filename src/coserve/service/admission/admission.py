@@ -53,9 +53,13 @@ class Admission:
         self._check_context(terms, wish)
         return Passage(self, key, terms, wish, upstream)
 
+    def is_open(self, model: str, key: Key) -> bool:
+        """Whether the key names the model, or its tier if it names none."""
+        return _names(_allowed(key, self.tiers.terms(key.tier or self.tiers.highest, None)), model)
+
     def _check_model(self, key: Key, terms: Terms, model: str) -> None:
-        allowed = terms.goals.models if key.models is None else key.models
-        if "*" not in allowed and model not in allowed:
+        allowed = _allowed(key, terms)
+        if not _names(allowed, model):
             raise ModelNotFound(
                 f"The model {model!r} is not open to this key; it may use {', '.join(allowed) or 'none'}.",
                 param="model",
@@ -108,3 +112,11 @@ class Admission:
         if "requests" in limit.key:
             return sum(row.requests for row in rows)
         return sum(row.prompt_tokens - row.cached_tokens + row.generated_tokens for row in rows)
+
+
+def _allowed(key: Key, terms: Terms) -> tuple[str, ...]:
+    return terms.goals.models if key.models is None else key.models
+
+
+def _names(allowed: tuple[str, ...], model: str) -> bool:
+    return "*" in allowed or model in allowed

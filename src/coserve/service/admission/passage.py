@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coserve.errors import Unavailable
@@ -16,9 +15,9 @@ from coserve.service.errors import ClientGone
 from coserve.service.ids import new_id
 from coserve.service.ledger import Entry, Rates
 from coserve.service.ledger.entry import COMPLETED, FAILED
-from coserve.service.limits import LEASE_SECONDS, Draw, Refusal
+from coserve.service.limits import LEASE_SECONDS, Draw, Limit, Refusal
 from coserve.service.money import cost
-from coserve.service.tiers import Terms
+from coserve.service.tiers import Price, Terms
 
 if TYPE_CHECKING:
     from coserve.service.admission.admission import Admission
@@ -36,13 +35,14 @@ class Passage:
         self.headers: list[tuple[bytes, bytes]] = []
         self._admission = admission
         self._upstream = upstream
+        self._upstream_price = Price()
         self._quota = Quota(key.project, terms)
         self._id = wish.usage_id or new_id("usage")
         self._prompt_tokens = wish.prompt_tokens
         self._cached_tokens = self._generated = 0
         self._ttft_ms: float | None = None
         self._reserved: list[Draw] = []
-        self._leased = False
+        self._leased: Limit | None = None
         self._line: Line | None = None
 
     @property
@@ -85,7 +85,8 @@ class Passage:
         """Completion tokens that were made so far, over all choices."""
         if self._ttft_ms is None and completion_tokens:
             self._ttft_ms = 1e3 * (time.perf_counter() - self._started)
-            self._admission.metrics.tier_ttft.labels(self.terms.tier).observe(self._ttft_ms / 1e3)
+            if not self._quota.batch:  # nobody waits for those
+                self._admission.metrics.tier_ttft(self.terms.tier).observe(self._ttft_ms / 1e3)
         self._generated = completion_tokens
 
     def delivered(self, completion_tokens: int | None = None) -> None:
@@ -93,9 +94,9 @@ class Passage:
         if self._line is not None:
             self._line.delivered(self._generated if completion_tokens is None else completion_tokens)
 
-    def via(self, upstream: str) -> None:
-        """It is another upstream that is asked now."""
-        self._upstream = upstream
+    def via(self, upstream: str, price: Price) -> None:
+        """It is another upstream that is asked now, at what it takes from us."""
+        self._upstream, self._upstream_price = upstream, price
 
     def told(self, prompt_tokens: int, cached_tokens: int) -> None:
         """What an upstream says of the prompt, whose tokens are counted there."""
@@ -103,7 +104,6 @@ class Passage:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert self._line is not None
-        self._line.entry = replace(self._line.entry, upstream=self._upstream, prompt_tokens=self._prompt_tokens)
         outcome = _outcome(kind)
         self._line.close(
             outcome,
@@ -111,6 +111,9 @@ class Passage:
             generated_tokens=self._generated,
             ttft_ms=self._ttft_ms,
             latency_ms=1e3 * (time.perf_counter() - self._started),
+            prompt_tokens=self._prompt_tokens,
+            upstream=self._upstream,
+            upstream_cost=self._upstream_cost(),
         )
         if kind is None:
             per_choice = self._generated / self.wish.choices
@@ -122,14 +125,21 @@ class Passage:
         finally:
             await self._release()
 
+    def _upstream_cost(self) -> int:
+        """Nano-dollars for all that the upstream did, delivered or not; nothing where it gave no answer."""
+        if not self._generated:
+            return 0
+        rates = Rates.of(self._upstream_price)
+        return rates.of_tokens(self._prompt_tokens, self._cached_tokens, self._generated)
+
     async def _lease(self) -> None:
         limit = self._quota.concurrency
         if limit is None:
             return
         limits = self._admission.limits
-        self._leased = await limits.acquire(limit.key, int(limit.capacity), self._id, LEASE_SECONDS)
-        if not self._leased:
+        if not await limits.acquire(limit.key, int(limit.capacity), self._id, LEASE_SECONDS):
             raise too_many_at_once(limit, self.terms.tier)
+        self._leased = limit
 
     async def _reserve(self) -> None:
         """The prompt and an estimate of the completion."""
@@ -162,9 +172,8 @@ class Passage:
                 await self._admission.limits.settle(corrections)
 
     async def _release(self) -> None:
-        limit = self._quota.concurrency
-        if self._leased and limit is not None:
-            self._leased = False
+        limit, self._leased = self._leased, None
+        if limit is not None:
             with suppress(Unavailable):  # the lease ends by itself
                 await self._admission.limits.release(limit.key, self._id)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -43,7 +42,7 @@ def key_of(http: HTTPConnection) -> Key:
 
 async def identify(scope: Scope) -> Key:
     """Raises `AuthenticationError`, which never repeats the key; for a token what `Oidc.identify` raises."""
-    header = Headers(scope=scope).get("authorization", "")
+    header = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
     scheme, _, key = header.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise AuthenticationError("An API key is needed, in the header 'Authorization: Bearer sk-cs-...'.")

@@ -17,6 +17,8 @@ from coserve.service.bodies import parse_json
 from coserve.service.chat import ChatBody, prepare_chat
 from coserve.service.completions import CompletionBody, prepare_completion
 from coserve.service.sampling import SamplingBody
+from coserve.service.upstreams.answering import prepare_relay
+from coserve.service.upstreams.relay import Relay
 
 if TYPE_CHECKING:
     from coserve.service.service import Service
@@ -34,9 +36,13 @@ async def ask(service: Service, key: Key, endpoint: str, body: bytes, *, batch_i
     """The reply's JSON. When it is there, it is on the bill too. Raises what the route raises."""
     model, prepare = ENDPOINTS[endpoint]
     said: Any = parse_json(body, model)
+    answer: Answer | Relay
     if said.stream:
         raise InvalidRequest("'stream' is not possible in a batch.", param="stream")
-    answer = await prepare(service, key, said, batch_id=batch_id, usage_id=usage_id)
+    if said.model in service.engine.models() or said.model not in service.upstreams.models():
+        answer = await prepare(service, key, said, batch_id=batch_id, usage_id=usage_id)
+    else:
+        answer = prepare_relay(service, key, said.asking(body), batch_id=batch_id, usage_id=usage_id)
     async with aclosing(answer.whole(_never)) as pieces:
         reply: bytes = await anext(pieces)
         await anext(pieces, None)

@@ -10,7 +10,7 @@ from typing import IO, Any
 from coserve.service.batches.requests import Requests
 from coserve.service.batches.results import Result, Results
 from coserve.service.batches.states import Files
-from coserve.service.sse import dumps
+from coserve.service.compact import dumps
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from coserve.service.batches.requests import Asked, Requests
 from coserve.service.batches.results import Results
 from coserve.service.batches.states import Files
 from coserve.service.batches.turns import Turns
+from coserve.service.compact import dumps
 from coserve.service.errors import as_coserve_error, envelope
 from coserve.service.hurry import hurry
-from coserve.service.sse import dumps
 from coserve.service.tables import BatchRow
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Run:
         tiers = self._service.tiers
         rules = Rules(
             self._row.endpoint,
-            frozenset(self._service.own_models(key)),
+            frozenset(self._service.models(key)),
             tiers.batch_terms(key.tier or tiers.highest).goals.batch.requests,
             self._service.settings.max_body_bytes,
         )

@@ -9,7 +9,7 @@ from coserve.service.tables import UsageDayRow, UsageRow
 DAY = 86400  # seconds
 GROUPS = ("project_id", "key_id", "tier", "terms", "endpoint", "model", "adapter", "upstream")
 TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "generated_tokens", "trained_tokens")
-SUMS = ("requests", *TOKENS, "cost")
+SUMS = ("requests", *TOKENS, "cost", "upstream_cost")
 NAME_LENGTH = 500  # characters of a model's name in `usage_days`
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from coserve.service.compact import dumps
 from coserve.service.money import cost
 from coserve.service.tiers import Price
 
@@ -28,6 +29,11 @@ class Rates:
         """A tier's prices."""
         cached = price.input if price.cached_input is None else price.cached_input
         return cls(price.input, cached, price.output, trained)
+
+    def of_tokens(self, prompt: int, cached: int, completion: int, trained: int = 0) -> int:
+        """Nano-dollars, `cached` of the prompt's tokens being cheaper: the one place where a price meets tokens."""
+        amount = cost(prompt - cached, self.input) + cost(cached, self.cached_input)
+        return amount + cost(completion, self.output) + cost(trained, self.trained)
 
     def as_texts(self) -> list[str]:
         return [str(rate) for rate in (self.input, self.cached_input, self.output, self.trained)]
@@ -61,13 +67,14 @@ class Entry:
     latency_ms: float = 0.0
     outcome: str = "completed"  # or "disconnected", "failed", "interrupted", "cancelled"
     cost: int = 0  # nano-dollars
+    upstream_cost: int = 0  # what the upstream takes for it
 
     def billed(self, rates: Rates) -> Entry:
-        """With the cost of its tokens: the one place where a price meets tokens."""
-        fresh = self.prompt_tokens - self.cached_tokens
-        amount = cost(fresh, rates.input) + cost(self.cached_tokens, rates.cached_input)
-        amount += cost(self.completion_tokens, rates.output) + cost(self.trained_tokens, rates.trained)
-        return replace(self, cost=amount)
+        """With the cost of its tokens."""
+        return replace(
+            self,
+            cost=rates.of_tokens(self.prompt_tokens, self.cached_tokens, self.completion_tokens, self.trained_tokens),
+        )
 
     def settled(
         self,
@@ -79,24 +86,33 @@ class Entry:
         generated_tokens: int = 0,
         ttft_ms: float | None = None,
         latency_ms: float = 0.0,
+        prompt_tokens: int | None = None,
+        upstream: str | None = None,
+        upstream_cost: int = 0,
     ) -> Entry:
         """As it stands when it is over. `delivered` completion tokens reached the client; None: nothing did, not
-        even an empty answer, and then the prompt is not billed either."""
-        prompt = 0 if delivered is None else self.prompt_tokens
+        even an empty answer, and then the prompt is not billed either. Of the prompt and the upstream holds what is
+        given, else what was said before."""
+        known = self.prompt_tokens if prompt_tokens is None else prompt_tokens
+        prompt, completion = (0, 0) if delivered is None else (known, delivered)
+        cached = min(cached_tokens, prompt)
         return replace(
             self,
+            upstream=upstream or self.upstream,
             prompt_tokens=prompt,
-            cached_tokens=min(cached_tokens, prompt),
-            completion_tokens=delivered or 0,
-            generated_tokens=max(generated_tokens, delivered or 0),
+            cached_tokens=cached,
+            completion_tokens=completion,
+            generated_tokens=max(generated_tokens, completion),
             ttft_ms=ttft_ms,
             latency_ms=latency_ms,
             outcome=outcome,
-        ).billed(rates)
+            cost=rates.of_tokens(prompt, cached, completion, self.trained_tokens),
+            upstream_cost=upstream_cost,
+        )
 
     def as_json(self) -> bytes:
         """One line, without its end."""
-        return json.dumps(vars(self), separators=(",", ":"), allow_nan=False).encode()
+        return dumps(vars(self))
 
     @classmethod
     def from_json(cls, text: bytes) -> Entry:

@@ -42,9 +42,12 @@ class Line:
         cached_tokens: int | None = None,
         ttft_ms: float | None = None,
         latency_ms: float = 0.0,
+        prompt_tokens: int | None = None,
+        upstream: str | None = None,
+        upstream_cost: int = 0,
     ) -> None:
         """It is over. Only the first call counts; what is delivered later is not. Without `cached_tokens`, those
-        that `cached` told."""
+        that `cached` told; the rest is for `Entry.settled`."""
         if self.closed:
             return
         self.closed = True
@@ -58,6 +61,9 @@ class Line:
             generated_tokens=generated_tokens,
             ttft_ms=ttft_ms,
             latency_ms=latency_ms,
+            prompt_tokens=prompt_tokens,
+            upstream=upstream,
+            upstream_cost=upstream_cost,
         )
         self._use(memory_slot())  # the slot will be another's
         self._on_close(self, self.entry, slot)

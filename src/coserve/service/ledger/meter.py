@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from coserve.service.compact import dumps
 from coserve.service.ledger.entry import INTERRUPTED, Entry, Rates
 from coserve.service.ledger.seldom import Seldom
 
@@ -103,7 +104,7 @@ class Meter:
 
     def begin(self, entry: Entry, rates: Rates) -> Slot:
         """A slot that holds the entry, with nothing delivered."""
-        body = json.dumps([vars(entry), rates.as_texts()], separators=(",", ":")).encode()
+        body = dumps([vars(entry), rates.as_texts()])
         if len(body) > SLOT - HEAD:
             self._no_room.say("the request %s is not protected against a kill: its names are too long", entry.id)
             return memory_slot()

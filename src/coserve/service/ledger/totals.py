@@ -30,6 +30,7 @@ class Totals:
     generated_tokens: int
     trained_tokens: int
     cost: int  # nano-dollars
+    upstream_cost: int  # what upstreams take for it
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from coserve.service.tables import UsageRow
 
 log = logging.getLogger("coserve.service.ledger")
 
-PAUSE_SECONDS = 0.05  # between two batches, so that one holds many entries
+PAUSE_SECONDS = 0.2  # between two batches, so that one holds many entries
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.1, 2.0
 
 

@@ -17,12 +17,12 @@ from coserve.service.ledger.dialect import POSTGRESQL, dialect
 from coserve.service.ledger.totals import Totals, totals
 from coserve.service.tables import ChipHourRow, ProjectRow
 
-GROUPS = ("tier", "project_id", "model", "adapter", "endpoint")
+GROUPS = ("tier", "project_id", "model", "adapter", "endpoint", "upstream")
 
 
 @dataclass(frozen=True)
 class Use:
-    """Tokens and money of one tier, project, model or day."""
+    """Tokens and money of one tier, project, model, upstream or day."""
 
     name: str
     requests: int = 0
@@ -32,6 +32,7 @@ class Use:
     trained: int = 0
     inference_revenue: int = 0  # nano-dollars
     training_revenue: int = 0
+    upstream_cost: int = 0  # what upstreams took
 
     @property
     def revenue(self) -> int:
@@ -53,6 +54,7 @@ class Use:
             self.trained + more.trained_tokens,
             self.inference_revenue + (0 if training else more.cost),
             self.training_revenue + (more.cost if training else 0),
+            self.upstream_cost + more.upstream_cost,
         )
 
 
@@ -84,7 +86,8 @@ class ChipUse:
 
 @dataclass(frozen=True)
 class Report:
-    """From `start` to before `end` (seconds since 1970). Tiers, projects, models: the largest revenue first."""
+    """From `start` to before `end` (seconds since 1970). Tiers, projects, models,
+    upstreams: the largest revenue first."""
 
     start: int
     end: int
@@ -92,6 +95,7 @@ class Report:
     tiers: tuple[Use, ...]
     projects: tuple[Use, ...]
     models: tuple[Use, ...]
+    upstreams: tuple[Use, ...]  # without this server's own chips
     days: tuple[tuple[int, Use], ...]  # by their first second
     chips: tuple[ChipUse, ...]
     chip_days: tuple[tuple[int, ChipUse], ...]
@@ -105,8 +109,10 @@ class Report:
 
     @property
     def cost(self) -> int | None:
-        """Nano-dollars; None if it is unknown: no hour of a chip is on record, or one without a price."""
-        return self.all_chips.cost if self.chips else None
+        """Nano-dollars, of chips and upstreams; None if it is unknown: no hour of a chip is on record, or one without a
+        price."""
+        chips = self.all_chips.cost if self.chips else None
+        return None if chips is None else chips + self.whole.upstream_cost
 
     @property
     def margin(self) -> float | None:
@@ -117,7 +123,7 @@ class Report:
 
     @property
     def coverage(self) -> float | None:
-        """How many times the revenue of inference pays for all chips. None: unknown, or they cost nothing."""
+        """How many times the revenue of inference pays for all of it. None: unknown, or it costs nothing."""
         return self.whole.inference_revenue / self.cost if self.cost else None
 
     def per_million(self, amount: int | None) -> float | None:
@@ -152,6 +158,7 @@ async def _read(session: AsyncSession, start: int, end: int, chip_price: int | N
         tiers=_by(usage, lambda one: one.group["tier"]),
         projects=_by(usage, lambda one: _project_name(names, one.group["project_id"])),
         models=_by(usage, lambda one: one.group["adapter"] or one.group["model"]),
+        upstreams=_by([one for one in usage if one.group["upstream"]], lambda one: one.group["upstream"]),
         days=tuple((day, _sum("", (one for one in usage if one.start // DAY * DAY == day))) for day in _days(usage)),
         chips=tuple(_sum_chips(name, uses) for name in sorted({use.name for _, use in uses})),
         chip_days=_chips_by_day(uses),

@@ -56,7 +56,7 @@ def _page(report: Report, pictures: Sequence[str]) -> str:
     parts.append(
         "<footer>By coserve report. Tokens are those that were delivered; cached ones are part of the input. Revenue "
         "is the sum of the bill's rows, each rounded to a billionth of a dollar. Chips cost their recorded seconds "
-        "at their price an hour, whatever they did.</footer>"
+        "at their price an hour, whatever they did; upstreams cost their tokens at their prices.</footer>"
     )
     return page(title, parts, _STYLE)
 

@@ -12,6 +12,7 @@ from coserve.service.money import NANO, usd
 from coserve.service.report.data import ChipUse, Report, Use
 
 USE_COLUMNS = ("requests", "input", "cached", "output", "trained", "revenue", "share")
+UPSTREAM_COLUMNS = ("upstream", "requests", "input", "cached", "output", "revenue", "cost")
 CHIP_COLUMNS = ("chip", "hours", "inference", "training", "idle", "cost")
 UNKNOWN = "unknown"
 
@@ -25,9 +26,10 @@ def headline(report: Report) -> list[str]:
     lines = [
         f"Revenue {money(whole.revenue)}: inference {money(whole.inference_revenue)}, "
         f"training {money(whole.training_revenue)}.",
-        f"Chips {money(report.cost)} for {chips.seconds / 3600:,.1f} hours; margin {percent(report.margin)}.",
+        f"Chips {money(chips.cost if report.chips else None)} for {chips.seconds / 3600:,.1f} hours"
+        f"{f', upstreams {money(whole.upstream_cost)}' if report.upstreams else ''}; margin {percent(report.margin)}.",
         f"A million tokens (input and output) brought {dollars(report.per_million(whole.inference_revenue))} "
-        f"and cost {dollars(report.per_million(report.cost))}, had they to pay for all chips.",
+        f"and cost {dollars(report.per_million(report.cost))}, had they to pay for all {_costly(report)}.",
     ]
     if report.chips:
         inference, training, idle = chips.shares()
@@ -39,10 +41,15 @@ def verdict(report: Report) -> str:
     """Does inference pay for the cluster?"""
     question = "Does inference pay for the cluster?"
     if report.coverage is None:
-        why = "the chips cost nothing" if report.cost == 0 else "what the chips cost is unknown (--chip-price says it)"
+        nothing = f"the {_costly(report)} cost nothing"
+        why = nothing if report.cost == 0 else "what the chips cost is unknown (--chip-price says it)"
         return f"{question} {why[0].upper()}{why[1:]}."
     answer = "Yes" if report.coverage >= 1 else "No"
-    return f"{question} {answer}: its revenue is {report.coverage:.2f} times what the chips cost."
+    return f"{question} {answer}: its revenue is {report.coverage:.2f} times what the {_costly(report)} cost."
+
+
+def _costly(report: Report) -> str:
+    return "chips and upstreams" if report.upstreams else "chips"
 
 
 def tables(report: Report) -> list[Table]:
@@ -50,6 +57,8 @@ def tables(report: Report) -> list[Table]:
         (title, (title.removeprefix("By "), *USE_COLUMNS), [_cells(use, report) for use in (*uses, report.whole)])
         for title, uses in (("By tier", report.tiers), ("By project", report.projects), ("By model", report.models))
     ]
+    if report.upstreams:
+        found.append(("By upstream", UPSTREAM_COLUMNS, [_upstream_cells(use) for use in report.upstreams]))
     if report.chips:
         rows = [chip_cells(chip) for chip in (*report.chips, report.all_chips)]
         found.append(("The chips", CHIP_COLUMNS, rows))
@@ -60,6 +69,11 @@ def _cells(use: Use, report: Report) -> tuple[str, ...]:
     counts = (use.requests, use.input, use.cached, use.output, use.trained)
     share = use.revenue / report.whole.revenue if report.whole.revenue else None
     return (use.name, *(f"{count:,}" for count in counts), money(use.revenue), percent(share))
+
+
+def _upstream_cells(use: Use) -> tuple[str, ...]:
+    counts = (use.requests, use.input, use.cached, use.output)
+    return (use.name, *(f"{count:,}" for count in counts), money(use.revenue), money(use.upstream_cost))
 
 
 def chip_cells(chip: ChipUse) -> tuple[str, ...]:
@@ -105,6 +119,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "tiers": [_use(use) for use in report.tiers],
         "projects": [_use(use) for use in report.projects],
         "models": [_use(use) for use in report.models],
+        "upstreams": [_use(use) for use in report.upstreams],
         "days": [{**_use(use), "name": time(day)} for day, use in report.days],
         "chips": [_chip(chip) for chip in report.chips],
         "cost_usd": _usd(report.cost),
@@ -130,6 +145,7 @@ def _use(use: Use) -> dict[str, Any]:
         "inference_revenue_usd": usd(use.inference_revenue),
         "training_revenue_usd": usd(use.training_revenue),
         "revenue_usd": usd(use.revenue),
+        "upstream_cost_usd": usd(use.upstream_cost),
     }
 
 
@@ -150,6 +166,7 @@ def as_csv(report: Report) -> str:
         ("tier", report.tiers),
         ("project", report.projects),
         ("model", report.models),
+        ("upstream", report.upstreams),
     )
     rows = [{"by": kind, **_use(use), **_exact(use)} for kind, uses in kinds for use in uses]
     rows += [{"by": "day", **_use(use), **_exact(use), "name": time(day)} for day, use in report.days]
@@ -167,6 +184,7 @@ def _exact(use: Use) -> dict[str, str]:
         "inference_revenue_usd": _decimal(use.inference_revenue),
         "training_revenue_usd": _decimal(use.training_revenue),
         "revenue_usd": _decimal(use.revenue),
+        "upstream_cost_usd": _decimal(use.upstream_cost),
     }
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from coserve.errors import InvalidRequest
-from coserve.service.sse import dumps
+from coserve.service.compact import dumps
 from coserve.service.upstreams.config import UpstreamConfig
 from coserve.service.upstreams.counting import BYTES_A_TOKEN
 
@@ -22,6 +22,8 @@ HARMLESS = frozenset(
     {"user", "metadata", "store", "service_tier", "stream_options", "prompt_cache_key", "safety_identifier"}
 )
 """Fields that do not change the answer: an upstream that refuses them does not get them."""
+BOUNDS = {"chat": ("max_completion_tokens", "max_tokens"), "completions": ("max_tokens",)}
+"""Fields that say how long a choice may be, the best first."""
 AS_IF_ABSENT: Mapping[str, Any] = {
     "n": 1,
     "best_of": 1,
@@ -77,7 +79,7 @@ class Asking:
     @cached_property
     def fields(self) -> dict[str, Any]:
         """Raises `InvalidRequest` for NaN, infinity, and numbers too large to be passed on."""
-        fields: dict[str, Any] = json.loads(self.raw, parse_constant=_no_number, parse_float=_finite, parse_int=_whole)
+        fields: dict[str, Any] = _DECODER.decode(self.raw.decode())
         return fields
 
     def refused(self, upstream: UpstreamConfig) -> str | None:
@@ -88,7 +90,7 @@ class Asking:
         return None
 
     def body_for(self, upstream: UpstreamConfig, most: int | None) -> bytes:
-        """`most` tokens of a choice are allowed where the client set no bound; None: as many as the upstream likes."""
+        """`most` tokens of a choice are allowed where the client wrote no bound; None: as many as it likes."""
         body = {name: value for name, value in self.fields.items() if name not in upstream.refuses}
         body["model"] = upstream.name_of(self.model)
         body.pop("service_tier", None)
@@ -98,8 +100,9 @@ class Asking:
             body.pop("user", None)
         if self.stream and "stream_options" not in upstream.refuses:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
-        if self.max_tokens is None and most is not None:
-            body["max_completion_tokens" if self.endpoint == "chat" else "max_tokens"] = most
+        if most is not None and all(self.fields.get(name) is None for name in BOUNDS[self.endpoint]):
+            taken = [name for name in BOUNDS[self.endpoint] if name not in upstream.refuses]
+            body |= dict.fromkeys(taken[:1], most)
         return dumps(body)
 
 
@@ -122,3 +125,6 @@ def _whole(text: str) -> int:
 
 def _no_number(text: str) -> NoReturn:
     raise InvalidRequest(f"The request's body is not valid JSON: {text[:20]} is no number.", code="invalid_json")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, parse_int=_whole)

@@ -7,8 +7,7 @@ aiohttp's client costs about 0.16 ms of processor time a request on the machine 
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -19,6 +18,7 @@ from coserve.service.upstreams.failures import LONGEST_HOLD, Failure
 
 LARGEST = 64 << 20
 """Bytes of a whole reply; more is no answer of a language model."""
+ERRORS = (aiohttp.ClientError, aiohttp.http.HttpProcessingError, ConnectionError)
 OURS = {401: "its key", 402: "its bill", 403: "its key", 404: "its address or the model's name there"}
 """What is wrong at our end when an upstream answers with this."""
 
@@ -34,7 +34,7 @@ class Client:
         if key:
             self._headers["authorization"] = f"Bearer {key}"
 
-    async def open(self) -> None:
+    def open(self) -> None:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._config.connections, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.timeout.connect),
@@ -48,21 +48,23 @@ class Client:
 
     async def send(self, path: str, body: bytes) -> Reply:
         """The reply to a request, its body yet unread. Whoever gets it must close it."""
-        with _failing():
-            return Reply(
-                await self._session.post(
-                    self._config.base_url + path, data=body, headers=self._headers, allow_redirects=False
-                )
-            )
+        url = self._config.base_url + path
+        if self._session.closed:
+            raise Failure("connect", "it is no longer in the configuration")
+        try:
+            return Reply(await self._session.post(url, data=body, headers=self._headers, allow_redirects=False))
+        except ERRORS as error:
+            raise _failure(error) from None
 
     async def alive(self) -> None:
         """Any answer to GET /models but one of a server in trouble, or one that does not know our key."""
-        with _failing():
-            async with self._session.get(
-                self._config.base_url + "/models", headers=self._headers, allow_redirects=False
-            ) as response:
+        url = self._config.base_url + "/models"
+        try:
+            async with self._session.get(url, headers=self._headers, allow_redirects=False) as response:
                 if response.status in (401, 402, 403) or response.status >= 500:
                     raise Failure("failed", f"its health check was answered with {response.status}")
+        except ERRORS as error:
+            raise _failure(error) from None
 
     def without_key(self, text: str) -> str:
         """What an upstream says, fit to be shown."""
@@ -89,21 +91,18 @@ class Reply:
     async def read(self, limit: int = LARGEST) -> bytes:
         """The whole body. Raises `Failure`, also above `limit` bytes."""
         body = bytearray()
-        async for piece in self.pieces():
+        while piece := await self.piece():
             body += piece
             if len(body) > limit:
                 raise Failure("invalid", "its reply has no end")
         return bytes(body)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body as it arrives."""
-        while piece := await self.piece():
-            yield piece
-
     async def piece(self) -> bytes:
         """What has arrived since the last one; nothing at the end."""
-        with _failing():
+        try:
             return await self._response.content.readany()
+        except ERRORS as error:
+            raise _failure(error) from None
 
     def failure(self) -> Failure | None:
         """What the status says, unless it is an answer, or blames the request."""
@@ -135,16 +134,12 @@ def _believed(seconds: float) -> float | None:
     return min(max(seconds, 0.0), LONGEST_HOLD) if math.isfinite(seconds) else None
 
 
-@contextmanager
-def _failing() -> Iterator[None]:
-    """aiohttp's errors as `Failure`s, without addresses."""
-    try:
-        yield
-    except aiohttp.ConnectionTimeoutError:
-        raise Failure("connect", "it could not be reached in time") from None
-    except aiohttp.ClientConnectorError:
-        raise Failure("connect", "it could not be reached") from None
-    except (aiohttp.ClientResponseError, aiohttp.http.HttpProcessingError):
-        raise Failure("invalid", "its reply is no HTTP") from None
-    except (aiohttp.ClientError, ConnectionError):
-        raise Failure("connect", "it closed the connection") from None
+def _failure(error: Exception) -> Failure:
+    """One of aiohttp's `ERRORS`, without addresses."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return Failure("connect", "it could not be reached in time")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return Failure("connect", "it could not be reached")
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.http.HttpProcessingError):
+        return Failure("invalid", "its reply is no HTTP")
+    return Failure("connect", "it closed the connection")

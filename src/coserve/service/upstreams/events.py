@@ -14,7 +14,7 @@ from coserve.service.upstreams.failures import Failure
 
 LARGEST = 4 << 20
 """Bytes of one event."""
-_END = re.compile(rb"\r?\n\r?\n")
+_END = re.compile(rb"\n\r?\n")
 _DATA = re.compile(rb"^data: ?(.*?)\r?$", re.MULTILINE)
 _CONTENT = re.compile(rb'"(?<!\\")(?:content|text|reasoning|reasoning_content|refusal|arguments|name)"\s*:\s*"[^"]')
 _FINISH = re.compile(rb'"finish_reason"(?<!\\"finish_reason")\s*:\s*"')
@@ -44,7 +44,7 @@ class Events:
 
 def data_of(event: bytes) -> bytes:
     if event.startswith(b"data: ") and b"\n" not in event:
-        return event[6:]
+        return event[6:].rstrip(b"\r")
     return b" ".join(_DATA.findall(event)).strip()  # in JSON a line's end is a space
 
 

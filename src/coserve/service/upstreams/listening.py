@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from starlette.types import Receive
 
@@ -12,6 +13,8 @@ from coserve.service.errors import ClientGone
 from coserve.service.hurry import hurry
 from coserve.service.tasks import watching
 from coserve.service.upstreams.failures import Failure
+
+T = TypeVar("T")
 
 
 class Listener:
@@ -31,13 +34,12 @@ class Listener:
         self._gone = True
         hurry(self._waiting)
 
-    @asynccontextmanager
-    async def within(self, seconds: float, what: str) -> AsyncIterator[None]:
-        """The block ends with `ClientGone` when the client leaves, and with a `Failure` after so many seconds."""
+    async def within(self, seconds: float, what: str, wait: Callable[[], Awaitable[T]]) -> T:
+        """What `wait` gives. Raises `ClientGone` when the client leaves, `Failure` after so many seconds."""
         self.check()
         try:
             async with asyncio.timeout(seconds) as self._waiting:
-                yield
+                return await wait()
         except TimeoutError:
             self.check()
             raise Failure("timeout", f"{what} took more than {seconds:.3g} s") from None
@@ -47,13 +49,12 @@ class Listener:
     async def sleep(self, seconds: float) -> None:
         """Raises `ClientGone` as soon as it is so."""
         with suppress(Failure):
-            async with self.within(seconds, "a pause"):
-                await asyncio.Event().wait()
+            await self.within(seconds, "a pause", asyncio.Event().wait)
 
 
-@asynccontextmanager
-async def listening(receive: Receive) -> AsyncIterator[Listener]:
+@contextmanager
+def listening(receive: Receive) -> Iterator[Listener]:
     """Watches for the client's leaving for as long as the block lasts."""
     listener = Listener()
-    async with watching(receive, listener.leave):
+    with watching(receive, listener.leave):
         yield listener

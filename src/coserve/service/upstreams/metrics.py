@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,22 +14,24 @@ from coserve.service.upstreams.failures import OUTCOMES, Outcome
 
 
 class UpstreamMetrics(Collector):
-    """`is_open` says of an upstream whether its breaker lets nothing through; it is asked when /metrics is."""
+    """`are_open` says of each upstream whether its breaker lets nothing through; it is asked when /metrics is."""
 
-    def __init__(self, names: Iterable[str], registry: CollectorRegistry, is_open: Callable[[str], bool]):
-        self._names = list(names)
-        self._is_open = is_open
+    def __init__(self, registry: CollectorRegistry, are_open: Callable[[], Mapping[str, bool]]):
+        self._are_open = are_open
         requests = Counter(
             "coserve_upstream_requests", "Requests to upstreams", ("upstream", "outcome"), registry=registry
         )
-        self._counters = {
-            (name, outcome): requests.labels(name, outcome) for name in self._names for outcome in OUTCOMES
-        }
-        self._counts = dict.fromkeys(self._counters, 0)
+        self._counter = cache(requests.labels)
+        self._counts = Counts[tuple[str, Outcome]]()
         registry.register(self)
 
+    def add(self, name: str) -> None:
+        """An upstream that is shown from now on, be it with zeros."""
+        for outcome in OUTCOMES:
+            self._counter(name, outcome)
+
     def count(self, name: str, outcome: Outcome) -> None:
-        self._counters[name, outcome].inc()
+        self._counter(name, outcome).inc()
         self._counts[name, outcome] += 1
 
     def counts(self, name: str) -> dict[str, int]:
@@ -41,6 +45,6 @@ class UpstreamMetrics(Collector):
         family = GaugeMetricFamily(
             "coserve_upstream_breaker_open", "1 while an upstream is left alone", labels=["upstream"]
         )
-        for name in self._names:
-            family.add_metric([name], float(self._is_open(name)))
+        for name, is_open in self._are_open().items():
+            family.add_metric([name], float(is_open))
         yield family

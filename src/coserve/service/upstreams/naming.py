@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
+
+from coserve.service.compact import dumps
 
 _STRING = rb'"(?:[^"\\]|\\.)*"'
 _MODEL = re.compile(rb'"model"(?<!\\"model")\s*:\s*' + _STRING)
@@ -17,8 +18,8 @@ class Naming:
 
     def __init__(self, model: str, tier: str, *, chat: bool):
         self._model, self._tier, self._chat = model, tier, chat
-        self._as_model = b'"model":' + json.dumps(model).encode()
-        self._as_tier = b'"service_tier":' + json.dumps(tier).encode()
+        self._as_model = b'"model":' + dumps(model)
+        self._as_tier = b'"service_tier":' + dumps(tier)
 
     def whole(self, reply: dict[str, Any]) -> dict[str, Any]:
         if self._chat or "service_tier" in reply:

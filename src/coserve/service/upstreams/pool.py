@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,6 +15,7 @@ from coserve.service.upstreams.asking import Asking
 from coserve.service.upstreams.config import (
     LOCAL,
     ModelConfig,
+    UpstreamConfig,
     UpstreamsFile,
     cost_of,
     read_keys,
@@ -28,6 +28,9 @@ from coserve.service.upstreams.metrics import UpstreamMetrics
 from coserve.service.upstreams.routing import Candidate, ranked
 from coserve.service.upstreams.upstream import Upstream
 
+GRACE = 60.0
+"""Seconds for which a request that has an upstream in hand may still ask it, after it left the configuration."""
+
 
 class Upstreams:
     """`open` it on the loop that serves. `keys` are those of the upstreams, by their names."""
@@ -35,25 +38,49 @@ class Upstreams:
     def __init__(self, content: UpstreamsFile, keys: Mapping[str, str], random: Random | None = None):
         self._content, self._keys = content, keys
         self._upstreams: dict[str, Upstream] = {}
-        self._open = AsyncExitStack()
+        self._watchers: dict[Upstream, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.random = random or Random()
 
-    async def open(self, store: LimitStore, metrics: Metrics) -> None:
-        if not self._content.upstreams:
-            return
+    def open(self, store: LimitStore, metrics: Metrics) -> None:
+        self._store = store
+        self._metrics = UpstreamMetrics(metrics.registry, self._are_open)
+        self.replace(self._content, self._keys)
+
+    def replace(self, content: UpstreamsFile, keys: Mapping[str, str]) -> None:
+        """From now on these. What stays as it was keeps what is known of it; the rest ends after its last request."""
+        upstreams = {name: self._kept(name, config, keys.get(name)) for name, config in content.upstreams.items()}
+        gone = [upstream for upstream in self._upstreams.values() if upstreams.get(upstream.name) is not upstream]
+        self._content, self._keys, self._upstreams = content, keys, upstreams
+        for upstream in gone:
+            self._watchers.pop(upstream).cancel()
+            self._start(_end(upstream))
+
+    def _kept(self, name: str, config: UpstreamConfig, key: str | None) -> Upstream:
+        """The upstream of that name if it is the same as before, else a new one."""
+        known = self._upstreams.get(name)
+        if known is not None and known.config == config and self._keys.get(name) == key:
+            return known
         from coserve.service.upstreams.client import Client  # aiohttp is for those who have upstreams
 
-        counters = UpstreamMetrics(self._content.upstreams, metrics.registry, self._is_open)
-        for name, config in self._content.upstreams.items():
-            client = Client(config, self._keys.get(name))
-            await client.open()
-            self._open.push_async_callback(client.close)
-            upstream = Upstream(name, config, client, store, counters)
-            self._upstreams[name] = upstream
-            self._open.push_async_callback(cancel, asyncio.create_task(watch(upstream, self.random)))
+        client = Client(config, key)
+        client.open()
+        self._metrics.add(name)
+        upstream = Upstream(name, config, client, self._store, self._metrics)
+        self._watchers[upstream] = self._start(watch(upstream, self.random))
+        return upstream
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
-        await self._open.aclose()
+        for task in list(self._tasks):
+            await cancel(task)
+        for upstream in self._upstreams.values():
+            await upstream.client.close()
 
     def serves(self, model: str) -> bool:
         return model in self._content.models
@@ -92,18 +119,33 @@ class Upstreams:
             cost=cost_of(upstream.config.price_of(asking.model), asking.prompt_tokens, completion_tokens),
         )
 
-    def named(self, names: Iterable[str]) -> list[Upstream]:
-        return [self._upstreams[name] for name in names]
+    def named(self, name: str) -> Upstream:
+        return self._upstreams[name]
 
     def state(self) -> dict[str, Any]:
         """For operators."""
         return {name: upstream.state() for name, upstream in self._upstreams.items()}
 
-    def _is_open(self, name: str) -> bool:
-        return self._upstreams[name].breaker.state == "open"
+    def _are_open(self) -> dict[str, bool]:
+        return {name: upstream.breaker.state == "open" for name, upstream in self._upstreams.items()}
+
+
+async def _end(upstream: Upstream) -> None:
+    """Close it when nobody needs it any more."""
+    try:
+        await asyncio.sleep(GRACE)
+        while upstream.running:
+            await asyncio.sleep(1)
+    finally:
+        await upstream.client.close()
 
 
 def read_pool(named: Path | None, home: Path) -> Upstreams:
     """Those of the file as named, else of `home`'s, else none. Raises `InvalidRequest`."""
+    return Upstreams(*read_upstreams_and_keys(named, home))
+
+
+def read_upstreams_and_keys(named: Path | None, home: Path) -> tuple[UpstreamsFile, dict[str, str]]:
+    """Raises `InvalidRequest`."""
     content = read_upstreams(upstreams_path(named, home))
-    return Upstreams(content, read_keys(content))
+    return content, read_keys(content)

@@ -6,13 +6,15 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 from starlette.types import Receive
 
 from coserve.service.admission import Passage
-from coserve.service.sse import EventStream, dumps
+from coserve.service.compact import dumps
+from coserve.service.sse import EventStream
 from coserve.service.upstreams.asking import Asking
 from coserve.service.upstreams.attempts import Attempts
 from coserve.service.upstreams.counting import BYTES_A_TOKEN, Count
@@ -42,30 +44,27 @@ class Relay:
     def response(self) -> Response:
         if self._asking.stream:
             return EventStream(self._events, lambda: self._passage.headers)
-        return WholeReply(self._whole, lambda: self._passage.headers)
+        return WholeReply(self.whole, lambda: self._passage.headers)
 
-    async def _whole(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        async with (
-            self._passage,
-            listening(receive) as client,
-            self._attempts.first(client, lambda upstream: self._ask_for_whole(client, upstream)) as reply,
-        ):
-            self._tell()
-            yield dumps(self._naming.whole(reply))
-            self._passage.delivered()
+    async def whole(self, receive: Receive) -> AsyncGenerator[bytes, None]:
+        """Yields one JSON object."""
+        with listening(receive) as client:
+            first = self._attempts.first(client, lambda upstream: self._ask_for_whole(client, upstream))
+            async with self._passage, first as reply:
+                self._tell()
+                yield dumps(self._naming.whole(reply))
+                self._passage.delivered()
 
     async def _events(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         try:
-            async with (
-                self._passage,
-                listening(receive) as client,
-                self._attempts.first(client, lambda upstream: self._ask_for_stream(client, upstream)) as stream,
-            ):
-                async for piece in stream.pieces(client):
-                    self._tell()
-                    yield piece
-                    self._passage.delivered()
-                    client.check()
+            with listening(receive) as client:
+                first = self._attempts.first(client, lambda upstream: self._ask_for_stream(client, upstream))
+                async with self._passage, first as stream:
+                    async for piece in stream.pieces(client):
+                        self._tell()
+                        yield piece
+                        self._passage.delivered()
+                        client.check()
         except Failure as failure:  # in mid-stream: the client has a part of the answer
             raise UpstreamFailed(f"The upstream of the model {self._asking.model!r} failed: {failure.told}.") from None
 
@@ -78,9 +77,8 @@ class Relay:
     async def _ask_for_whole(self, client: Listener, upstream: Upstream) -> AsyncIterator[dict[str, Any]]:
         started = time.monotonic()
         async with self._asked(upstream):
-            async with client.within(upstream.config.timeout.whole, "its reply"):
-                with closing(await self._send(upstream)) as reply:
-                    answer = _answer(await reply.read())
+            whole = partial(self._whole_answer, upstream)
+            answer = await client.within(upstream.config.timeout.whole, "its reply", whole)
             upstream.latencies.learn(self._asking.model, False, time.monotonic() - started)
             if not self._count.see_usage(answer):
                 self._count.completion = _estimate(answer)
@@ -90,8 +88,7 @@ class Relay:
     async def _ask_for_stream(self, client: Listener, upstream: Upstream) -> AsyncIterator[Stream]:
         timeout, started = upstream.config.timeout, time.monotonic()
         async with self._asked(upstream):
-            async with client.within(timeout.first_token, "its first token"):
-                reply = await self._send(upstream)
+            reply = await client.within(timeout.first_token, "its first token", partial(self._send, upstream))
             with closing(reply):
                 stream = Stream(reply, self._naming, self._count, timeout, wants_usage=self._asking.wants_usage)
                 await stream.begin(client, max(0.0, started + timeout.first_token - time.monotonic()))
@@ -103,11 +100,15 @@ class Relay:
         """Around one attempt; at its end the upstream's room is known by what it did."""
         self._count.reset()
         async with upstream.asked(self._tokens) as place:
-            self._passage.via(upstream.name)
+            self._passage.via(upstream.name, upstream.config.price_of(self._asking.model))
             try:
                 yield
             finally:
                 await place.settle(self._count.prompt + self._count.completion if self._count.completion else 0)
+
+    async def _whole_answer(self, upstream: Upstream) -> dict[str, Any]:
+        with closing(await self._send(upstream)) as reply:
+            return _answer(await reply.read())
 
     async def _send(self, upstream: Upstream) -> Reply:
         """A reply that is an answer. Raises `Failure` and `Rejected`."""

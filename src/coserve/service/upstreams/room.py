@@ -46,7 +46,7 @@ class Place:
     """What one request holds. `settle` when its tokens are known, `free` when it is over."""
 
     def __init__(self, store: LimitStore, concurrent: Limit | None, tokens: Limit | None, reserved: int):
-        self.id = new_id("place")
+        self.id = new_id("place") if concurrent is not None else ""
         self._store, self._concurrent, self._tokens, self._reserved = store, concurrent, tokens, reserved
 
     async def settle(self, tokens: int) -> None:

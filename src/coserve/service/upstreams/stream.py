@@ -39,16 +39,17 @@ class Stream:
         """Wait for the first token; after it nobody else can answer."""
         if not self._reply.is_events:
             raise Failure("invalid", "its reply is no stream")
-        async with client.within(seconds, "its first token"):
-            while not self._begun:
-                self._held += await self._next()
+        await client.within(seconds, "its first token", self._hold)
+
+    async def _hold(self) -> None:
+        while not self._begun:
+            self._held += await self._next()
 
     async def pieces(self, client: Listener) -> AsyncIterator[bytes]:
         """Complete events, as many as have come. What is counted so far is in the pieces so far."""
         yield self._held
         while not self._done:
-            async with client.within(self._timeout.idle, "the next piece of its stream"):
-                piece = await self._next()
+            piece = await client.within(self._timeout.idle, "the next piece of its stream", self._next)
             if piece:
                 yield piece
         yield self._last_words() + DONE
