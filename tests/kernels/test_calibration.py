@@ -29,3 +29,11 @@ def test_the_chip_is_measured_once_and_kept(tmp_path, monkeypatch):
 def test_formats_have_one_name_where_they_are_one():
     assert format_name(torch.float32, torch.float32) == "float32"
     assert format_name(torch.float32, torch.bfloat16) == "bfloat16 in float32"
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_matrices_of_integers_are_measured_too(weights):
+    chip = calibration.measure_chip(torch.float32, weights)
+    assert chip.format == f"{weights} in float32" and chip.flops > 1e8 and 0 < chip.efficiency <= 1
+    speed, hidden = calibration.measure_few_rows(torch.float32, weights)
+    assert speed > 1e8 and 0 <= hidden <= 1

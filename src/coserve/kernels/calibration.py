@@ -9,14 +9,19 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from coserve.kernels.linear import linear
+from coserve.kernels.linear import Weight, linear
 from coserve.kernels.native import build, library, pointer
+from coserve.kernels.quantized import quantize
 from coserve.roofline import Chip
+
+WeightFormat = torch.dtype | str  # a PyTorch number format or its name, "int8" or "int4"
+_BITS = {"int8": 8, "int4": 4}
+_ELEMENTS = 4096 * 2048  # of a matrix to measure with
 
 
 def _best(run: Callable[[], object], seconds: float = 0.15, least: int = 3) -> float:
@@ -41,31 +46,49 @@ def measure_bandwidth(megabytes: int = 256) -> float:
     return buffer.nbytes / _best(lambda: lib.coserve_stream_read(words, count))
 
 
-def measure_chip(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> Chip:
+def _weights(form: WeightFormat) -> list[Weight]:
+    """Matrices [4096, 2048] of that format, about 100 MB: more than caches hold."""
+    bits = _BITS.get(str(form))
+    one = torch.randn(4096, 2048)
+    made = quantize(one, bits) if bits else one.to(_dtype(form))
+    count = -(-96_000_000 // made.nbytes)
+    return [made if i == 0 else _copy(made) for i in range(count)]
+
+
+def _dtype(form: WeightFormat) -> torch.dtype:
+    return form if isinstance(form, torch.dtype) else getattr(torch, form)
+
+
+def _copy(weight: Weight) -> Weight:
+    if isinstance(weight, torch.Tensor):
+        return weight.clone()
+    return replace(weight, data=weight.data.clone())
+
+
+def measure_chip(dtype: torch.dtype, weights: WeightFormat | None = None) -> Chip:
     """Measure this machine in about a second: bandwidth, matrix FLOP/s, and how well the two overlap.
 
-    `dtype` is what products are computed in; `weight_dtype` the format of the weights, if another.
+    `dtype` is what products are computed in; `weights` the format of the weights, if another.
     """
-    weight_dtype = weight_dtype or dtype
+    form = weights or dtype
     bandwidth = measure_bandwidth()
     with torch.inference_mode():
-        square = torch.randn(2048, 2048).to(weight_dtype)
-        weights = [torch.randn(4096, 2048).to(weight_dtype) for _ in range(12 // weight_dtype.itemsize)]
-        volume = sum(w.nbytes for w in weights)
+        matrices = _weights(form)
+        volume = sum(w.nbytes for w in matrices)
 
-        def seconds(rows: int, over: list[torch.Tensor]) -> float:
+        def seconds(rows: int, over: list[Weight]) -> float:
             x = torch.randn(rows, 2048).to(dtype)
             return _best(lambda: [linear(x, w) for w in over])
 
-        flops = 2 * 512 * square.numel() / seconds(512, [square])
-        moving, mixed, rows = seconds(1, weights), seconds(32, weights), 32
+        flops = 2 * 512 * _ELEMENTS / seconds(512, matrices[:1])
+        moving, mixed, rows = seconds(1, matrices), seconds(32, matrices), 32
     efficiency = min(1.0, volume / moving / bandwidth)
-    computing = 2 * rows * volume / weight_dtype.itemsize / flops
+    computing = 2 * rows * len(matrices) * _ELEMENTS / flops
     hidden = (moving + computing - mixed) / min(moving, computing)
     name = f"{platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
     return Chip(
         _cpu_name() or name,
-        format_name(dtype, weight_dtype),
+        format_name(dtype, form),
         bandwidth,
         flops,
         efficiency,
@@ -73,27 +96,25 @@ def measure_chip(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) ->
     )
 
 
-def measure_few_rows(dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> tuple[float, float]:
+def measure_few_rows(dtype: torch.dtype, weights: WeightFormat | None = None) -> tuple[float, float]:
     """FLOP/s of matrix products with as few rows as a decode step has, where other kernels work than with many; and
     the share of the smaller of reading and computing that hides behind the larger."""
-    weight_dtype = weight_dtype or dtype
     with torch.inference_mode():
-        weights = [torch.randn(4096, 2048).to(weight_dtype) for _ in range(12 // weight_dtype.itemsize)]
+        matrices = _weights(weights or dtype)
 
         def seconds(rows: int) -> float:
             x = torch.randn(rows, 2048).to(dtype)
-            return _best(lambda: [linear(x, w) for w in weights])
+            return _best(lambda: [linear(x, w) for w in matrices])
 
         one, some, more = seconds(1), seconds(16), seconds(32)
-    elements = sum(w.numel() for w in weights)
     row = max((more - some) / 16, 1e-12)
     hidden = (one + 16 * row - some) / min(one, 16 * row)
-    return 2 * elements / row, min(1.0, max(0.0, hidden))
+    return 2 * len(matrices) * _ELEMENTS / row, min(1.0, max(0.0, hidden))
 
 
-def format_name(dtype: torch.dtype, weight_dtype: torch.dtype) -> str:
+def format_name(dtype: torch.dtype, weights: WeightFormat) -> str:
     """ "float32", or "bfloat16 in float32" for bfloat16 weights whose products are computed in float32."""
-    names = [str(d).removeprefix("torch.") for d in (weight_dtype, dtype)]
+    names = [str(form).removeprefix("torch.") for form in (weights, dtype)]
     return names[0] if names[0] == names[1] else " in ".join(names)
 
 
@@ -118,11 +139,11 @@ def available_memory() -> int:
     return 8 << 30
 
 
-def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weight_dtype: torch.dtype | None = None) -> Chip:
+def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weights: WeightFormat | None = None) -> Chip:
     """The chip as measured on an earlier start of the same machine and software, else measured now and kept."""
     if cache is None:
-        return measure_chip(dtype, weight_dtype)
-    wanted = format_name(dtype, weight_dtype or dtype)
+        return measure_chip(dtype, weights)
+    wanted = format_name(dtype, weights or dtype)
     software = f"torch {torch.__version__}|kernels {build()}"
     key = f"{_cpu_name()}|{torch.get_num_threads()}|{software}|{wanted}"
     try:
@@ -134,7 +155,7 @@ def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weight_dtype: t
             return Chip(**known[key])
         except TypeError:
             pass  # written by another version
-    chip = measure_chip(dtype, weight_dtype)
+    chip = measure_chip(dtype, weights)
     cache.parent.mkdir(parents=True, exist_ok=True)
     part = cache.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps({**known, key: asdict(chip)}, indent=1))
