@@ -215,7 +215,10 @@ def _measure(
                 rows.append(row | {"engine": engine, "round": number} | figures)
                 run = f"{model.name}, {weights}, round {number}/{plan.rounds}, {case.phase}, {case.streams} streams"
                 speed, ceiling = figures["tokens_per_s"], figures["ceiling_gb_per_s"]
-                progress(f"{run}: {engine}: {speed:.1f} tokens/s, ceiling {ceiling:.1f} GB/s")
+                words = f"{speed:.1f} tokens/s, ceiling {ceiling:.1f} GB/s"
+                if disturbed(figures) > _QUIET:
+                    words += f"; others kept {figures['others_cores']:.1f} cores busy"
+                progress(f"{run}: {engine}: {words}")
     return rows
 
 
