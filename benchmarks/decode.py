@@ -59,14 +59,17 @@ class Plan:
 class Ours:
     """The engine, as a program that imports it uses it."""
 
-    def __init__(self, model: BenchmarkModel):
-        self.engine = Engine.from_pretrained(model.path, name=model.name)
+    def __init__(self, model: BenchmarkModel, **options: Any):
+        self.engine = Engine.from_pretrained(model.path, name=model.name, **options)
 
     def tokens_per_s(self, prompts: Sequence[Sequence[int]], output: int) -> float:
+        return decode_speed(self.token_times(prompts, output))
+
+    def token_times(self, prompts: Sequence[Sequence[int]], output: int) -> list[list[float]]:
+        """For each prompt when its tokens came, in seconds since the prompts were handed over."""
         params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)
-        timelines = [
-            Timeline(Request(tuple(prompt), params, self.engine.name), time.perf_counter()) for prompt in prompts
-        ]
+        begun = time.perf_counter()
+        timelines = [Timeline(Request(tuple(prompt), params, self.engine.name), begun) for prompt in prompts]
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
 
         def watch(timeline: Timeline) -> Callable[[Output], None]:
@@ -81,12 +84,16 @@ class Ours:
             self.engine.submit(timeline.request, watch(timeline))
         for _ in timelines:
             ended.get()
-        start = max(timeline.tokens[0] for timeline in timelines)
-        end = min(timeline.tokens[-1] for timeline in timelines)
-        return sum(start < when <= end for t in timelines for when in t.tokens) / (end - start)
+        return [[when - begun for when in timeline.tokens] for timeline in timelines]
 
     def close(self) -> None:
         self.engine.shutdown()
+
+
+def decode_speed(times: Sequence[Sequence[float]]) -> float:
+    """Tokens/s from when every stream has its first token to when the first stream has its last."""
+    start, end = max(stream[0] for stream in times), min(stream[-1] for stream in times)
+    return sum(start < when <= end for stream in times for when in stream) / (end - start)
 
 
 class Transformers:

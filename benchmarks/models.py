@@ -20,6 +20,8 @@ from benchmarks.report import progress
 from coserve.models.hub import BUILTIN, BUILTIN_DIRECTORY
 
 SMOLLM2_135M = "smollm2-135m"
+LLAMA_1B = "llama-1b"
+LLAMA_126M = "llama-126m"
 
 # As HuggingFaceTB/SmolLM2-135M's config.json says.
 SMOLLM2_135M_CONFIG: dict[str, Any] = {
@@ -45,6 +47,42 @@ SMOLLM2_135M_CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "use_cache": True,
 }
+
+# 1.1 billion weights, with a head of its own as most models of 7 billion and more have.
+LLAMA_1B_CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "vocab_size": 32000,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+}
+
+# A quarter of its layers, half as wide: for a minute's run.
+LLAMA_126M_CONFIG: dict[str, Any] = LLAMA_1B_CONFIG | {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+}
+
+SHAPES = {SMOLLM2_135M: SMOLLM2_135M_CONFIG, LLAMA_1B: LLAMA_1B_CONFIG, LLAMA_126M: LLAMA_126M_CONFIG}
 _END = "<|endoftext|>"
 _LAYOUT = 1  # changes when the files that are written do, so that older ones are not used
 
@@ -66,23 +104,27 @@ def find_models(names: Sequence[str]) -> Iterator[BenchmarkModel]:
                 yield BenchmarkModel(BUILTIN, BUILTIN_DIRECTORY)
             else:
                 progress("the built-in model is not part of this checkout: left out")
-        elif name == SMOLLM2_135M:
-            yield BenchmarkModel(SMOLLM2_135M, _cached_smollm2_135m())
+        elif name in SHAPES:
+            yield BenchmarkModel(name, _cached(name))
         elif (Path(name) / "config.json").is_file():
             yield BenchmarkModel(Path(name).resolve().name, Path(name))
         else:
-            raise SystemExit(f"{name}: neither {BUILTIN}, {SMOLLM2_135M} nor a model directory")
+            raise SystemExit(f"{name}: neither {BUILTIN}, {', '.join(SHAPES)} nor a model directory")
 
 
-def _cached_smollm2_135m() -> Path:
-    """The checkpoint in the cache directory, 0.27 GB; made there the first time."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coserve-benchmarks"
-    directory = cache / f"{SMOLLM2_135M}-random-{_LAYOUT}"
+def cache_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coserve-benchmarks"
+
+
+def _cached(name: str) -> Path:
+    """The checkpoint of a shape in the cache directory, up to 2.2 GB; made there the first time."""
+    cache = cache_directory()
+    directory = cache / f"{name}-random-{_LAYOUT}"
     if not directory.is_dir():
-        progress(f"making a random-weight model of SmolLM2-135M's shape in {directory}")
+        progress(f"making a random-weight model of {name}'s shape in {directory}")
         cache.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(dir=cache))
-        write_checkpoint(part, SMOLLM2_135M_CONFIG)
+        write_checkpoint(part, SHAPES[name])
         try:
             part.rename(directory)
         except OSError:  # another run was faster
@@ -91,7 +133,7 @@ def _cached_smollm2_135m() -> Path:
 
 
 def write_checkpoint(directory: Path, config: dict[str, Any], seed: int = 0) -> None:
-    """A LlamaForCausalLM with tied embeddings and random bfloat16 weights, and a byte-level tokenizer."""
+    """A LlamaForCausalLM with random bfloat16 weights, and a byte-level tokenizer."""
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file(dict(_random_weights(config, seed)), directory / "model.safetensors", metadata={"format": "pt"})
     _byte_tokenizer(config["vocab_size"]).save(str(directory / "tokenizer.json"))
@@ -119,6 +161,8 @@ def _random_weights(config: dict[str, Any], seed: int) -> Iterator[tuple[str, to
         yield f"{layer}.mlp.gate_proj.weight", random(ffn, hidden)
         yield f"{layer}.mlp.up_proj.weight", random(ffn, hidden)
         yield f"{layer}.mlp.down_proj.weight", random(hidden, ffn)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", random(config["vocab_size"], hidden)
 
 
 def _byte_tokenizer(vocabulary: int) -> Tokenizer:

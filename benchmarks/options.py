@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.models import SHAPES
+
 
 def benchmark_parser(name: str, description: str, models: tuple[str, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
@@ -15,7 +17,7 @@ def benchmark_parser(name: str, description: str, models: tuple[str, ...]) -> ar
         nargs="+",
         default=list(models),
         metavar="MODEL",
-        help=f"builtin, smollm2-135m (its shape, random weights) or directories; default {' '.join(models)}",
+        help=f"builtin, {', '.join(SHAPES)} (random weights) or directories; default {' '.join(models)}",
     )
     parser.add_argument("--rounds", type=positive, metavar="N", help="how often everything is run, in turn")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the made-up requests and data")

@@ -155,10 +155,11 @@ def test_what_is_not_a_number_is_null_in_the_file(tmp_path):
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["f.json"]
 
 
-def test_a_made_up_checkpoint_is_one_that_we_load(tmp_path):
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_made_up_checkpoint_is_one_that_we_load(tmp_path, tied):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 600}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
-    write_checkpoint(tmp_path, SMOLLM2_135M_CONFIG | sizes | heads)
+    write_checkpoint(tmp_path, SMOLLM2_135M_CONFIG | sizes | heads | {"tie_word_embeddings": tied})
     assert Decoder.from_directory(tmp_path).weight_dtype == torch.bfloat16
     tokenizer = Tokenizer.from_directory(tmp_path)
     assert tokenizer.vocab_size == 600

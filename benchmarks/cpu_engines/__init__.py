@@ -1,0 +1,1 @@
+"""The engines that `benchmarks.cpu_decode` compares, each in a process of its own; and the files that they load."""
