@@ -14,7 +14,6 @@ if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import random
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
