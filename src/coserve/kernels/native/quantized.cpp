@@ -167,7 +167,7 @@ typedef void (*PanelProduct)(const Rows&, const Panel&, const Result&, float*);
 namespace plain_kernel {
 #include "quantized_kernel.h"
 struct Plain {
-  static constexpr int kRows = 2;
+  static constexpr int kRows8 = 2, kRows4 = 2;
   struct Sums {
     int32_t v[kPanel];
   };
@@ -202,8 +202,11 @@ struct Plain {
     for (int c = 0; c < kPanel; c++) out.v[c] = f.v[c] * by;
     return out;
   }
-  static void add_sums(float* total, const Sums& s, const Floats& scale, float by) {
-    for (int c = 0; c < kPanel; c++) total[c] += float(s.v[c]) * scale.v[c] * by;
+  static void add_sums(float* total, const Sums& s, const Floats& scale) {
+    for (int c = 0; c < kPanel; c++) total[c] += float(s.v[c]) * scale.v[c];
+  }
+  static void add_block(float* total, const Sums& s, const Floats& scale, float by, const Floats& min, float sum) {
+    for (int c = 0; c < kPanel; c++) total[c] += min.v[c] * sum + float(s.v[c]) * scale.v[c] * by;
   }
   static void add_floats(float* total, const Floats& f, float by) {
     for (int c = 0; c < kPanel; c++) total[c] += f.v[c] * by;
@@ -217,7 +220,7 @@ struct Plain {
 namespace avx2_kernel {
 #include "quantized_kernel.h"
 struct Avx2 {
-  static constexpr int kRows = 6;
+  static constexpr int kRows8 = 6, kRows4 = 5;  // as many sums as there are registers for
   struct Sums {  // of columns 0 to 7, and 8 to 15
     __m256i a, b;
   };
@@ -258,13 +261,24 @@ struct Avx2 {
   static INLINE_MEMBER Floats times(const Floats& f, float by) {
     return {_mm256_mul_ps(f.a, _mm256_set1_ps(by)), _mm256_mul_ps(f.b, _mm256_set1_ps(by))};
   }
-  static INLINE_MEMBER void add_sums(float* total, const Sums& s, const Floats& scale, float by) {
-    add_floats(total, {_mm256_mul_ps(_mm256_cvtepi32_ps(s.a), scale.a), _mm256_mul_ps(_mm256_cvtepi32_ps(s.b), scale.b)}, by);
+  static INLINE_MEMBER Floats scaled(const Sums& s, const Floats& scale) {
+    return {_mm256_mul_ps(_mm256_cvtepi32_ps(s.a), scale.a), _mm256_mul_ps(_mm256_cvtepi32_ps(s.b), scale.b)};
   }
-  static INLINE_MEMBER void add_floats(float* total, const Floats& f, float by) {
+  static INLINE_MEMBER Floats sum(const Floats& a, const Floats& b, float by) {
     const __m256 v = _mm256_set1_ps(by);
-    _mm256_storeu_ps(total, _mm256_fmadd_ps(f.a, v, _mm256_loadu_ps(total)));
-    _mm256_storeu_ps(total + 8, _mm256_fmadd_ps(f.b, v, _mm256_loadu_ps(total + 8)));
+    return {_mm256_fmadd_ps(b.a, v, a.a), _mm256_fmadd_ps(b.b, v, a.b)};
+  }
+  static INLINE_MEMBER Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static INLINE_MEMBER void store(float* p, const Floats& f) {
+    _mm256_storeu_ps(p, f.a);
+    _mm256_storeu_ps(p + 8, f.b);
+  }
+  static INLINE_MEMBER void add_sums(float* total, const Sums& s, const Floats& scale) {
+    add_floats(total, scaled(s, scale), 1.0f);
+  }
+  static INLINE_MEMBER void add_floats(float* total, const Floats& f, float by) { store(total, sum(load(total), f, by)); }
+  static INLINE_MEMBER void add_block(float* total, const Sums& s, const Floats& scale, float by, const Floats& min, float x) {
+    store(total, sum(sum(load(total), min, x), scaled(s, scale), by));
   }
 };
 }  // namespace avx2_kernel
@@ -275,32 +289,39 @@ struct Avx2 {
 namespace avx512_kernel {
 #include "quantized_kernel.h"
 struct Avx512 {  // with VNNI, which sums what it multiplies
-  static constexpr int kRows = 8;
-  using Sums = __m512i;
-  using ShortSums = __m512i;
+  static constexpr int kRows8 = 8, kRows4 = 8;
+  struct Sums {
+    __m512i v;
+  };
+  using ShortSums = Sums;
   using Floats = __m512;
   static INLINE_MEMBER __m512i pairs(const uint8_t* w) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
   }
-  static INLINE_MEMBER void add_pairs(Sums& s, __m512i w, Word x) { s = _mm512_dpwssd_epi32(s, w, _mm512_set1_epi32(x)); }
+  static INLINE_MEMBER void add_pairs(Sums& s, __m512i w, Word x) {
+    s.v = _mm512_dpwssd_epi32(s.v, w, _mm512_set1_epi32(x));
+  }
   static INLINE_MEMBER __m512i quads(const uint8_t* w) {
     const __m256i v = _mm256_loadu_si256((const __m256i*)w);
     const __m512i halves = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
     return _mm512_and_si512(halves, _mm512_set1_epi8(15));
   }
   static INLINE_MEMBER void add_quads(ShortSums& s, __m512i w, Word x) {
-    s = _mm512_dpbusd_epi32(s, w, _mm512_set1_epi32(x));
+    s.v = _mm512_dpbusd_epi32(s.v, w, _mm512_set1_epi32(x));
   }
   static INLINE_MEMBER Sums widened(ShortSums s) { return s; }
   static INLINE_MEMBER Floats half_floats(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
   }
   static INLINE_MEMBER Floats times(Floats f, float by) { return _mm512_mul_ps(f, _mm512_set1_ps(by)); }
-  static INLINE_MEMBER void add_sums(float* total, Sums s, Floats scale, float by) {
-    add_floats(total, _mm512_mul_ps(_mm512_cvtepi32_ps(s), scale), by);
-  }
+  static INLINE_MEMBER Floats scaled(Sums s, Floats scale) { return _mm512_mul_ps(_mm512_cvtepi32_ps(s.v), scale); }
+  static INLINE_MEMBER Floats sum(Floats a, Floats b, float by) { return _mm512_fmadd_ps(b, _mm512_set1_ps(by), a); }
+  static INLINE_MEMBER void add_sums(float* total, Sums s, Floats scale) { add_floats(total, scaled(s, scale), 1.0f); }
   static INLINE_MEMBER void add_floats(float* total, Floats f, float by) {
-    _mm512_storeu_ps(total, _mm512_fmadd_ps(f, _mm512_set1_ps(by), _mm512_loadu_ps(total)));
+    _mm512_storeu_ps(total, sum(_mm512_loadu_ps(total), f, by));
+  }
+  static INLINE_MEMBER void add_block(float* total, Sums s, Floats scale, float by, Floats min, float x) {
+    _mm512_storeu_ps(total, sum(sum(_mm512_loadu_ps(total), min, x), scaled(s, scale), by));
   }
 };
 }  // namespace avx512_kernel
@@ -309,13 +330,13 @@ struct Avx512 {  // with VNNI, which sums what it multiplies
 
 struct Product {
   PanelProduct run[2][2];  // [4 bits, not 8][with mins]
-  int rows;                // of a tile, at most
+  int rows[2];             // of a tile, at most
 };
 #define PRODUCT(SPACE, M)                                                                        \
   Product {                                                                                      \
     {{SPACE::panel_product<SPACE::M, 8, false>, SPACE::panel_product<SPACE::M, 8, true>},        \
      {SPACE::panel_product<SPACE::M, 4, false>, SPACE::panel_product<SPACE::M, 4, true>}},       \
-        SPACE::M::kRows                                                                          \
+        {SPACE::M::kRows8, SPACE::M::kRows4}                                                     \
   }
 Product product_of_this_processor() {
 #ifdef AVX2
@@ -341,7 +362,7 @@ extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, co
   in.scales = memory.data() + rows * words;
   in.sums = in.scales + rows * blocks;
   in.row_scales = in.sums + rows * blocks;
-  in.count = rows, in.width = int(width), in.words_of_row = int(words), in.most = product.rows;
+  in.count = rows, in.width = int(width), in.words_of_row = int(words), in.most = product.rows[bits == 4];
   const int tiles_of_group = in.tiles_of(kGroup), groups_of_rows = (rows + kGroup - 1) / kGroup;
 #pragma omp parallel for schedule(static) if (int64_t(rows) * depth > kWorthThreads)
   for (int i = 0; i < groups_of_rows * tiles_of_group; i++) {

@@ -2,28 +2,45 @@
 //
 // Included once for each, inside a namespace and under a pragma that lets the compiler use those instructions.
 
+// The sums of each row of a tile: no array, which the compiler would keep in memory.
+template <class Sums, int R>
+struct Each {
+  Sums first = {};
+  Each<Sums, R - 1> rest;
+  template <class F>
+  INLINE_MEMBER void act(F f, int row = 0) {
+    f(first, row);
+    rest.act(f, row + 1);
+  }
+};
+template <class Sums>
+struct Each<Sums, 0> {
+  template <class F>
+  INLINE_MEMBER void act(F, int) {}
+};
+
 // A tile of `R` rows of x against a panel of 8-bit integers, along k from `first` to `last`, added to `total` [R, 16].
 template <class M, int R, bool Mins>
 INLINE void dots8(const Tile& x, const Panel& p, int first, int last, float* total, Ahead ahead) {
   for (int k = first, end; k < last; k = end) {
     const int group = k / p.group;
     end = std::min(last, (group + 1) * p.group);
-    typename M::Sums sums[R] = {};
+    Each<typename M::Sums, R> sums;
     const uint8_t* w = p.data + int64_t(k) * kPanel;
     const Word* words = x.words + int64_t(k) / 2 * R;
-    for (int steps = (end - k) / 4; steps > 0; steps--) {
+    for (int steps = (end - k) / 4; steps > 0; steps--, w += 4 * kPanel, words += 2 * R) {
       ahead.fetch();
-      UNROLL for (int pair = 0; pair < 2; pair++, w += 2 * kPanel, words += R) {
-        const auto pairs = M::pairs(w);
-        UNROLL for (int r = 0; r < R; r++) M::add_pairs(sums[r], pairs, words[r]);
+      UNROLL for (int pair = 0; pair < 2; pair++) {
+        const auto pairs = M::pairs(w + pair * 2 * kPanel);
+        sums.act([&](auto& sum, int r) ALWAYS { M::add_pairs(sum, pairs, words[pair * R + r]); });
       }
     }
     const auto scale = M::half_floats(p.scales + group * kPanel);
-    UNROLL for (int r = 0; r < R; r++) M::add_sums(total + r * kPanel, sums[r], scale, 1.0f);
+    sums.act([&](auto& sum, int r) ALWAYS { M::add_sums(total + r * kPanel, sum, scale); });
     if constexpr (Mins) {
       const auto min = M::half_floats(p.mins + group * kPanel);
       for (int block = k / kBlockK; block < end / kBlockK; block++)
-        UNROLL for (int r = 0; r < R; r++) M::add_floats(total + r * kPanel, min, x.sums[int64_t(block) * R + r]);
+        for (int r = 0; r < R; r++) M::add_floats(total + r * kPanel, min, x.sums[int64_t(block) * R + r]);
     }
   }
 }
@@ -34,21 +51,21 @@ INLINE void dots4(const Tile& x, const Panel& p, int first, int last, float* tot
   const uint8_t* w = p.data + int64_t(first) * (kPanel / 2);
   const Word* words = x.words + int64_t(first) / 4 * R;
   for (int block = first / kBlockK; block < last / kBlockK; block++) {
-    typename M::ShortSums sums[R] = {};
-    for (int steps = kBlockK / 8; steps > 0; steps--) {
+    Each<typename M::ShortSums, R> sums;
+    for (int steps = kBlockK / 8; steps > 0; steps--, w += 4 * kPanel, words += 2 * R) {
       ahead.fetch();
-      UNROLL for (int quad = 0; quad < 2; quad++, w += 2 * kPanel, words += R) {
-        const auto quads = M::quads(w);
-        UNROLL for (int r = 0; r < R; r++) M::add_quads(sums[r], quads, words[r]);
+      UNROLL for (int quad = 0; quad < 2; quad++) {
+        const auto quads = M::quads(w + quad * 2 * kPanel);
+        sums.act([&](auto& sum, int r) ALWAYS { M::add_quads(sum, quads, words[quad * R + r]); });
       }
     }
     const int group = block * kBlockK / p.group * kPanel;
     const auto scale = M::half_floats(p.scales + group);
     const auto min = Mins ? M::half_floats(p.mins + group) : M::times(scale, -8.0f);
-    UNROLL for (int r = 0; r < R; r++) {
-      M::add_sums(total + r * kPanel, M::widened(sums[r]), scale, x.scales[int64_t(block) * R + r]);
-      M::add_floats(total + r * kPanel, min, x.sums[int64_t(block) * R + r]);
-    }
+    const float *scales = x.scales + int64_t(block) * R, *sums_of_x = x.sums + int64_t(block) * R;
+    sums.act([&](auto& sum, int r) ALWAYS {
+      M::add_block(total + r * kPanel, M::widened(sum), scale, scales[r], min, sums_of_x[r]);
+    });
   }
 }
 
@@ -75,7 +92,7 @@ static void panel_product(const Rows& x, const Panel& p, const Result& to, float
       for (int i = 0; i < tiles; i++) {  // the first brings the chunk near; each asks for its share of the next one
         const Tile tile = x.tile(group, rows, i);
         const Ahead ahead = tiles == 1 ? Ahead{chunk + kAhead, kStep} : Ahead{next + (next - chunk) * i / tiles, kStep / tiles};
-        dots<M, Bits, Mins, M::kRows>(tile, p, first, last, total + (tile.row - group) * kPanel, ahead);
+        dots<M, Bits, Mins, Bits == 8 ? M::kRows8 : M::kRows4>(tile, p, first, last, total + (tile.row - group) * kPanel, ahead);
       }
     }
     const int columns = std::min(kPanel, to.columns - to.column);

@@ -13,6 +13,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define INLINE_MEMBER inline __attribute__((always_inline))  // of a struct
+#define ALWAYS __attribute__((always_inline))                // of a lambda
 #define UNROLL _Pragma("GCC unroll 16")
 
 #if defined(__x86_64__) && defined(__GNUC__)
