@@ -44,6 +44,7 @@ def test_the_key_is_not_in_the_settings_repr():
         {"protect": "nan"},
         {"protect": "fast"},
         {"dtype": "int3"},
+        {"weights": "int3"},
         {"model": ""},
         {"log_level": "loud"},
     ],
@@ -52,6 +53,12 @@ def test_a_bad_value_is_refused_by_its_options_name(options):
     (name,) = options
     with pytest.raises(InvalidRequest, match=f"--{name.replace('_', '-')} is"):
         serve_settings(None, **options)
+
+
+def test_integers_are_computed_with_in_float32_alone():
+    assert serve_settings(None, weights="int8", dtype="float32").weights == "int8"
+    with pytest.raises(InvalidRequest, match="--dtype is 'bfloat16'; it must be auto or float32 with --weights int4"):
+        serve_settings(None, weights="int4", dtype="bfloat16")
 
 
 @pytest.mark.parametrize("text", ["- 1", "colour: red", "a: [", "\x00"])

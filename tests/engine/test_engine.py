@@ -25,9 +25,10 @@ def checkpoint(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "int4"])
 def engine(request, checkpoint):
-    with Engine.from_pretrained(checkpoint, dtype=request.param, name="tiny") as engine:
+    option = "weights" if request.param.startswith("int") else "dtype"
+    with Engine.from_pretrained(checkpoint, name="tiny", **{option: request.param}) as engine:
         yield engine
 
 

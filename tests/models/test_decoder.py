@@ -112,7 +112,8 @@ def test_bfloat16_checkpoints_run_in_what_the_machine_computes_natively(tmp_path
     decoder = Decoder.from_directory(path)
     assert decoder.dtype == decoder.norm.dtype == runs_in
     assert decoder.weight_dtype == torch.bfloat16  # widened in the product, not in memory
-    assert (decoder.cost.weight_bytes, decoder.cost.kv_bytes) == (2, runs_in.itemsize)
+    assert decoder.cost.layer_bytes == 2 * decoder.cost.layer_weights
+    assert (decoder.cost.head_bytes, decoder.cost.kv_bytes) == (2 * decoder.cost.head_weights, runs_in.itemsize)
 
 
 def test_without_kernels_weights_take_the_format_of_the_arithmetic(tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ def run(
         _service_settings(settings, keys),
         settings.model,
         dtype=settings.dtype,
+        weights=settings.weights,
         name=settings.name,
         config=EngineConfig(protect=settings.protect),
         on_ready=partial(_tell, settings, keys, on_ready),

@@ -54,6 +54,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
+_WARM_UP_SECONDS = 0.5
 _MAX_CACHE_BYTES = 4 << 30
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
@@ -112,13 +113,16 @@ class Engine:
         *,
         home: Path | None = None,
         dtype: str = "auto",
+        weights: str = "auto",
         name: str | None = None,
         config: EngineConfig | None = None,
     ) -> Engine:
         """Load a model ("builtin", a local directory or a hub id), measure the chip (or use the measurement kept in
         `home`), and start.
 
-        Raises `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `dtype`.
+        `dtype`: of the arithmetic. `weights`: of the matrices, "auto", "bf16", "int8" or "int4"; quantised ones are
+        kept in `home`. Raises `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `dtype` or
+        `weights`.
         """
         if dtype != "auto" and dtype not in DTYPES:
             raise InvalidRequest(f"dtype is {dtype!r}; it must be auto, bfloat16 or float32.", param="dtype")
@@ -126,7 +130,7 @@ class Engine:
 
         def live() -> None:
             try:
-                engine = cls._load(model, home, DTYPES.get(dtype), name, config)
+                engine = cls._load(model, home, DTYPES.get(dtype), weights, name, config)
             except BaseException as error:
                 made.put(error)
                 return
@@ -147,12 +151,13 @@ class Engine:
         model: str | Path,
         home: Path | None,
         dtype: torch.dtype | None,
+        weights: str,
         name: str | None,
         config: EngineConfig | None,
     ) -> Engine:
         cache = home / "cache" if home else None
         path = resolve_model(model, cache_dir=cache / "hub" if cache else None)
-        decoder = Decoder.from_directory(path, dtype=dtype)
+        decoder = Decoder.from_directory(path, dtype=dtype, weights=weights, cache=cache / "weights" if cache else None)
         chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype, decoder.weight_dtype)
         own_name = path.resolve().name if model != BUILTIN and Path(model).exists() else str(model)
         return cls(
@@ -640,7 +645,10 @@ class Engine:
 
     def _warm_up(self) -> None:
         """A few passes over made-up tokens, so that the first requests meet a calibrated estimator and warm code."""
+        begun = time.perf_counter()
         for rows in (1, 1, 1, 4, 4, 16, 16, 64, 64):
+            if time.perf_counter() - begun > _WARM_UP_SECONDS:
+                return  # a large model's first request is its own warm-up, rather than waiting for one
             rows = min(rows, self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
             batch = Batch.of([Segment("prefill", [0] * rows, 0, self.train_blocks, sample=True)])
             started = time.perf_counter()

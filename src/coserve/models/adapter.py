@@ -18,16 +18,8 @@ from torch import Tensor
 from coserve.errors import ModelError
 from coserve.kernels import LoraLayer, LoraWeights
 from coserve.models.config import ModelConfig
+from coserve.models.matrices import BLOCK_OF, module_sizes
 
-BLOCK_OF = {
-    "q_proj": "self_attn",
-    "k_proj": "self_attn",
-    "v_proj": "self_attn",
-    "o_proj": "self_attn",
-    "gate_proj": "mlp",
-    "up_proj": "mlp",
-    "down_proj": "mlp",
-}
 _PREFIX = "base_model.model.model.layers."
 
 
@@ -37,21 +29,6 @@ class Adapter:
 
     name: str
     layers: Sequence[LoraLayer]
-
-
-def module_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) features of every linear module of a layer."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    return {
-        "q_proj": (hidden, q),
-        "k_proj": (hidden, kv),
-        "v_proj": (hidden, kv),
-        "o_proj": (q, hidden),
-        "gate_proj": (hidden, ffn),
-        "up_proj": (hidden, ffn),
-        "down_proj": (ffn, hidden),
-    }
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Rows are flat: a batch of any segments is [rows, hidden_size]. What a layer need
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve import kernels
-from coserve.errors import ModelError
 from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, differentiable, lora_linear, reference
+from coserve.kernels.linear import Weight
+from coserve.kernels.quantized import QuantizedWeight, dequantize
+from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
 from coserve.models.cost import ModelCost
-from coserve.models.dtype import auto_dtype, weight_dtype
+from coserve.models.loading import open_checkpoint
+from coserve.models.matrices import BLOCK_OF, HEAD, Matrix, head_matrix, layer_matrices
 from coserve.models.rope import rope_frequencies
-from coserve.models.weights import load_weights
-
-LINEAR_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,13 @@ class AdapterRows:
 
 
 class Linear:
-    """Modules that read the same input, side by side in one matrix: weight [sum of outputs, in]."""
+    """Modules that read the same input, side by side: a matrix [sum of outputs, in], and biases for all or none."""
 
-    def __init__(self, modules: Mapping[str, Tensor], biases: Mapping[str, Tensor]):
-        self.parts: list[tuple[str, int, int]] = []
-        first = 0
-        for name, weight in modules.items():
-            self.parts.append((name, first, first + weight.shape[0]))
-            first += weight.shape[0]
-        self.weight = torch.cat(list(modules.values())) if len(modules) > 1 else next(iter(modules.values()))
-        self.bias = torch.cat([biases[name] for name in modules]) if biases else None
+    def __init__(self, matrix: Matrix, checkpoint: Checkpoint, bias: bool):
+        self.parts = matrix.parts
+        self.weight = checkpoint.matrix(matrix)
+        biases = [checkpoint.vector(f"{name}.bias", rows) for name, rows in matrix.modules.items()] if bias else []
+        self.bias = torch.cat(biases) if biases else None
 
     def __call__(
         self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True, gradient_only: bool = False
@@ -55,43 +52,23 @@ class Linear:
 
 
 class DecoderLayer:
-    """Attention and MLP, in two halves around the attention core, so that training can cut between them.
+    """Attention and MLP, in two halves around the attention core, so that training can cut between them."""
 
-    `take(name, shape)` gives the checkpoint's tensor of that name, without the leading "model.".
-    """
+    def __init__(self, config: ModelConfig, index: int, checkpoint: Checkpoint):
+        def norm(name: str, size: int) -> Tensor:
+            return checkpoint.vector(f"layers.{index}.{name}.weight", size)
 
-    def __init__(self, config: ModelConfig, index: int, take: Callable[[str, Sequence[int]], Tensor]):
-        hidden, dim, ffn = config.hidden_size, config.head_dim, config.intermediate_size
-        q_size, kv_size = config.num_attention_heads * dim, config.num_key_value_heads * dim
-        sizes = {
-            "self_attn.q_proj": (q_size, hidden),
-            "self_attn.k_proj": (kv_size, hidden),
-            "self_attn.v_proj": (kv_size, hidden),
-            "self_attn.o_proj": (hidden, q_size),
-            "mlp.gate_proj": (ffn, hidden),
-            "mlp.up_proj": (ffn, hidden),
-            "mlp.down_proj": (hidden, ffn),
-        }
-
-        def own(name: str, shape: Sequence[int]) -> Tensor:
-            return take(f"layers.{index}.{name}", shape)
-
-        def linear(bias: bool, *names: str) -> Linear:
-            weights = {n.split(".")[1]: own(f"{n}.weight", sizes[n]) for n in names}
-            biases = {n.split(".")[1]: own(f"{n}.bias", sizes[n][:1]) for n in names} if bias else {}
-            return Linear(weights, biases)
-
-        attn = [f"self_attn.{x}_proj" for x in "qkv"]
+        matrices = layer_matrices(config, index)
         self.config, self.index = config, index
         self.window = config.sliding_windows[index] if config.sliding_windows else None
-        self.qkv = linear(config.attention_bias, *attn)
-        self.o = linear(config.attention_output_bias, "self_attn.o_proj")
-        self.gate_up = linear(config.mlp_bias, "mlp.gate_proj", "mlp.up_proj")
-        self.down = linear(config.mlp_bias, "mlp.down_proj")
-        self.input_norm = own("input_layernorm.weight", (hidden,))
-        self.post_norm = own("post_attention_layernorm.weight", (hidden,))
-        self.q_norm = own("self_attn.q_norm.weight", (dim,)) if config.qk_norm else None
-        self.k_norm = own("self_attn.k_norm.weight", (dim,)) if config.qk_norm else None
+        self.qkv = Linear(matrices["qkv"], checkpoint, config.attention_bias)
+        self.o = Linear(matrices["o"], checkpoint, config.attention_output_bias)
+        self.gate_up = Linear(matrices["gate_up"], checkpoint, config.mlp_bias)
+        self.down = Linear(matrices["down"], checkpoint, config.mlp_bias)
+        self.input_norm = norm("input_layernorm", config.hidden_size)
+        self.post_norm = norm("post_attention_layernorm", config.hidden_size)
+        self.q_norm = norm("self_attn.q_norm", config.head_dim) if config.qk_norm else None
+        self.k_norm = norm("self_attn.k_norm", config.head_dim) if config.qk_norm else None
 
     def project_qkv(self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True) -> Tensor:
         """x [rows, hidden] -> [rows, (heads + 2 kv_heads) * head_dim], before head norms and RoPE."""
@@ -165,49 +142,34 @@ class DecoderLayer:
         )
         return self.finish(x, attended, loras, exact=exact)
 
+    @property
+    def linears(self) -> dict[str, Linear]:
+        return {"qkv": self.qkv, "o": self.o, "gate_up": self.gate_up, "down": self.down}
+
     def tensors(self) -> dict[str, Tensor]:
-        """This layer's own tensors by a short name; the ones that full training updates."""
+        """This layer's own tensors by a short name; the ones that full training updates. Quantised ones never are."""
         named = {
             "input_norm": self.input_norm,
             "post_norm": self.post_norm,
             "q_norm": self.q_norm,
             "k_norm": self.k_norm,
         }
-        for name in ("qkv", "o", "gate_up", "down"):
-            module: Linear = getattr(self, name)
-            named[f"{name}.weight"], named[f"{name}.bias"] = module.weight, module.bias
+        for name, linear in self.linears.items():
+            named[f"{name}.weight"], named[f"{name}.bias"] = _trainable(linear.weight), linear.bias
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 class Decoder:
     """A causal language model's weights, and its forward pass over paged batches."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights: Iterable[tuple[str, Tensor]],
-        *,
-        dtype: torch.dtype,
-        max_positions: int,
-    ):
+    def __init__(self, checkpoint: Checkpoint, *, max_positions: int):
         """Raises `ModelError` naming a tensor that is missing or of another shape."""
-        named = {name.removeprefix("model."): tensor for name, tensor in weights}
-
-        def take(name: str, shape: Sequence[int]) -> Tensor:
-            tensor = named.get(name)
-            if tensor is None:
-                raise ModelError(f"the checkpoint has no tensor {name!r}, which {config.architecture} needs.")
-            if tuple(tensor.shape) != tuple(shape):
-                raise ModelError(f"tensor {name!r} has the shape {list(tensor.shape)}; config.json says {list(shape)}.")
-            return tensor.to(weight_dtype(dtype, tensor.dtype) if tensor.dim() == 2 else dtype)
-
-        self.config, self.dtype = config, dtype
-        hidden = config.hidden_size
-        self.embed = take("embed_tokens.weight", (config.vocab_size, hidden))
-        self.layers = [DecoderLayer(config, i, take) for i in range(config.num_hidden_layers)]
-        self.norm = take("norm.weight", (hidden,))
-        tied = config.tie_word_embeddings
-        self.lm_head = self.embed if tied else take("lm_head.weight", (config.vocab_size, hidden))
+        config = checkpoint.config
+        self.config, self.dtype = config, checkpoint.formats.dtype
+        self.layers = [DecoderLayer(config, i, checkpoint) for i in range(config.num_hidden_layers)]
+        self.norm = checkpoint.vector("norm.weight", config.hidden_size)
+        self.lm_head = head = checkpoint.matrix(head_matrix(config))
+        self.embed = head if config.tie_word_embeddings and isinstance(head, Tensor) else checkpoint.embedding()
         self.max_positions = max_positions
         frequencies, scaling = rope_frequencies(config)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies.float())
@@ -215,25 +177,56 @@ class Decoder:
 
     @classmethod
     def from_directory(
-        cls, path: Path, *, dtype: torch.dtype | None = None, max_positions: int | None = None
+        cls,
+        path: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        weights: str = "auto",
+        max_positions: int | None = None,
+        cache: Path | None = None,
     ) -> Decoder:
-        """`dtype` None: the checkpoint's own, as far as this machine computes in it (`auto_dtype`)."""
-        config = ModelConfig.from_directory(path)
-        return cls(
-            config,
-            load_weights(path),
-            dtype=dtype or auto_dtype(config),
-            max_positions=max_positions or config.max_position_embeddings,
-        )
+        """Load a model directory.
+
+        `dtype`: of the arithmetic; None is the checkpoint's own, as far as this machine computes in it (`auto_dtype`).
+        `weights`: of the matrices, see `WeightFormats`. `cache`: the directory that keeps quantised matrices; None
+        quantises at each start. Raises `ModelError`, and `InvalidRequest` for formats that do not go together.
+        """
+        checkpoint = open_checkpoint(path, dtype=dtype, weights=weights, cache=cache)
+        return cls(checkpoint, max_positions=max_positions or checkpoint.config.max_position_embeddings)
+
+    @property
+    def weight_format(self) -> str:
+        """The format of the matrices, "bfloat16" or "int4" say. Of the largest of the first layer, if they differ."""
+        weight = self.layers[0].gate_up.weight
+        return weight.name if isinstance(weight, QuantizedWeight) else str(weight.dtype).removeprefix("torch.")
 
     @property
     def weight_dtype(self) -> torch.dtype:
-        """The format of the matrices; another than `dtype` where products widen them on the way."""
-        return self.layers[0].down.weight.dtype
+        """The number format of the matrices; of quantised ones, the one that a copy in floats takes."""
+        weight = self.layers[0].gate_up.weight
+        return torch.bfloat16 if isinstance(weight, QuantizedWeight) else weight.dtype
+
+    @property
+    def quantized(self) -> bool:
+        """Whether there are matrices of integers, which no gradient updates."""
+        return any(isinstance(weight, QuantizedWeight) for weight in self._matrices())
+
+    def _matrices(self) -> Iterator[Weight]:
+        yield self.lm_head
+        for layer in self.layers:
+            yield from (linear.weight for linear in layer.linears.values())
 
     @cached_property
     def cost(self) -> ModelCost:
-        return ModelCost.of(self.config, self.weight_dtype.itemsize, self.dtype.itemsize)
+        mlp = sum(m.weight.nbytes for layer in self.layers for m in (layer.o, layer.gate_up, layer.down))
+        qkv = sum(layer.qkv.weight.nbytes for layer in self.layers)
+        return ModelCost.of(
+            self.config,
+            layer_bytes=(qkv + mlp) / len(self.layers),
+            mlp_bytes=mlp / len(self.layers),
+            head_bytes=self.lm_head.nbytes,
+            kv_bytes=self.dtype.itemsize,
+        )
 
     def embedded(self, token_ids: Tensor) -> Tensor:
         """token_ids [rows] -> [rows, hidden]. Differentiable."""
@@ -271,18 +264,18 @@ class Decoder:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that full training updates, by a short name ("layers.0.qkv.weight", ...)."""
-        named = {"embed": self.embed, "norm": self.norm}
-        if self.lm_head is not self.embed:
-            named["lm_head"] = self.lm_head
+        named: dict[str, Tensor] = {"embed": self.embed, "norm": self.norm}
+        if isinstance(self.lm_head, Tensor) and self.lm_head is not self.embed:
+            named[HEAD] = self.lm_head
         for layer in self.layers:
             named |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
         return named
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights under Hugging Face's names, as `model.safetensors` holds them."""
+        """The weights under Hugging Face's names, as `model.safetensors` holds them; quantised ones as floats."""
         named = {"model.embed_tokens.weight": self.embed, "model.norm.weight": self.norm}
-        if self.lm_head is not self.embed:
-            named["lm_head.weight"] = self.lm_head
+        if not self.config.tie_word_embeddings:
+            named["lm_head.weight"] = _floats(self.lm_head)
         for layer in self.layers:
             prefix = f"model.layers.{layer.index}"
             named[f"{prefix}.input_layernorm.weight"] = layer.input_norm
@@ -290,10 +283,19 @@ class Decoder:
             if layer.q_norm is not None and layer.k_norm is not None:
                 named[f"{prefix}.self_attn.q_norm.weight"] = layer.q_norm
                 named[f"{prefix}.self_attn.k_norm.weight"] = layer.k_norm
-            for block, modules in (("self_attn", (layer.qkv, layer.o)), ("mlp", (layer.gate_up, layer.down))):
-                for module in modules:
-                    for name, first, last in module.parts:
-                        named[f"{prefix}.{block}.{name}.weight"] = module.weight[first:last]
-                        if module.bias is not None:
-                            named[f"{prefix}.{block}.{name}.bias"] = module.bias[first:last]
+            for linear in layer.linears.values():
+                weight = _floats(linear.weight)
+                for name, first, last in linear.parts:
+                    module = f"{prefix}.{BLOCK_OF[name]}.{name}"
+                    named[f"{module}.weight"] = weight[first:last]
+                    if linear.bias is not None:
+                        named[f"{module}.bias"] = linear.bias[first:last]
         return {name: tensor.detach().contiguous() for name, tensor in named.items()}
+
+
+def _trainable(weight: Weight) -> Tensor | None:
+    return weight if isinstance(weight, Tensor) else None
+
+
+def _floats(weight: Weight) -> Tensor:
+    return dequantize(weight) if isinstance(weight, QuantizedWeight) else weight

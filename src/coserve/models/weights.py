@@ -1,11 +1,14 @@
-"""Weights on disk: safetensors, one file or shards with an index."""
+"""Weights on disk: safetensors, one file or shards with an index. Nothing is copied: tensors are views of the files."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,6 +17,20 @@ from coserve.models.files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def load_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
@@ -30,6 +47,12 @@ def load_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
         shards = _shards(path)
         return (weight for shard, names in shards.items() for weight in _read_shard(shard, names))
     raise ModelError(_nothing_to_load(path))
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that decide which weights a model directory has, and `config.json`. For paths that load."""
+    own = [path / SINGLE_FILE] if (path / SINGLE_FILE).is_file() else [path / INDEX_FILE, *_shards(path)]
+    return [path / "config.json", *own]
 
 
 def _shards(path: Path) -> dict[Path, list[str]]:
@@ -51,15 +74,39 @@ def _shards(path: Path) -> dict[Path, list[str]]:
 
 def _read_shard(file: Path, names: Iterable[str] | None) -> Iterator[tuple[str, Tensor]]:
     """The tensors `names` (None: all) of one file."""
+    tensors = map_tensors(file)
+    for name in sorted(tensors) if names is None else names:
+        if name not in tensors:
+            raise ModelError(f"{file} lacks the tensor {name}, which {INDEX_FILE} places there")
+        yield name, tensors[name]
+
+
+def map_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, all of them views of one mapping: neighbours there are neighbours here.
+
+    They may be written to; the file stays as it is. Raises `ModelError` if it is truncated or corrupt, or of a type
+    that PyTorch lacks.
+    """
     try:
-        with safe_open(file, framework="pt", device="cpu") as shard:
-            present = set(shard.keys())
-            for name in sorted(present) if names is None else names:
-                if name not in present:
-                    raise ModelError(f"{file} lacks the tensor {name}, which {INDEX_FILE} places there")
-                yield name, shard.get_tensor(name)
-    except (SafetensorError, OSError) as error:
+        with safe_open(file, framework="pt", device="cpu"):
+            pass  # it checks the header: lengths, places, types
+        with file.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            header = json.loads(content.read(length))
+        mapped = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{file} is truncated or corrupt: {_explain(file, error)}") from error
+    header.pop("__metadata__", None)
+    return {name: _view(file, mapped[8 + length :], name, **entry) for name, entry in header.items()}
+
+
+def _view(file: Path, data: Tensor, name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:
+    if dtype not in _TYPES:
+        raise ModelError(f"{file}: {name} is of the type {dtype}, which cannot be read")
+    raw = data[slice(*data_offsets)]
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=_TYPES[dtype])
+    return raw.view(_TYPES[dtype]).view(shape)
 
 
 def _explain(file: Path, error: Exception) -> str:

@@ -178,6 +178,7 @@ def run_server(
     model: str | Path = "builtin",
     *,
     dtype: str = "auto",
+    weights: str = "auto",
     name: str | None = None,
     config: EngineConfig | None = None,
     on_ready: Callable[[Server], None] | None = None,
@@ -187,7 +188,9 @@ def run_server(
     def load() -> Engine:
         from coserve.engine import Engine
 
-        return Engine.from_pretrained(model, home=settings.directory, dtype=dtype, name=name, config=config)
+        return Engine.from_pretrained(
+            model, home=settings.directory, dtype=dtype, weights=weights, name=name, config=config
+        )
 
     serve(Server(settings, load), on_ready=on_ready)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coserve.errors import InvalidRequest
-from coserve.models.decoder import LINEAR_MODULES
+from coserve.models.matrices import LINEAR_MODULES
 
 
 def _check(ok: bool, param: str, value: object, wanted: str) -> None:

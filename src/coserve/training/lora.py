@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from coserve.kernels import LoraLayer, LoraWeights
-from coserve.models.adapter import module_sizes, save_adapter
+from coserve.models.adapter import save_adapter
 from coserve.models.config import ModelConfig
+from coserve.models.matrices import module_sizes
 from coserve.training.config import LoraConfig
 from coserve.training.dropout import RowDropout
 from coserve.training.parameters import Parameters

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from coserve.engine.blocks import blocks_for
 from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
+from coserve.models.weights import INDEX_FILE
 from coserve.roofline import Chip, Estimator, Roofline
 from coserve.training.config import TrainingConfig
 from coserve.training.data import Example, encode_all
@@ -28,15 +29,18 @@ def train_model(
     *,
     work_directory: Path,
     dtype: torch.dtype | None = None,
+    weights: str = "auto",
     valid: Sequence[Example] = (),
     on_event: Callable[[TrainingEvent], None] = lambda event: None,
 ) -> Path:
     """Train a model directory on examples with all of this machine; returns `output`.
 
     `output` becomes a PEFT directory, or for `method="full"` a model directory as on the hub. `work_directory` keeps
-    the checkpoints that a run which was cut off goes on from. Raises `ModelError`, `DataError`.
+    the checkpoints that a run which was cut off goes on from. `dtype`, `weights`: see `Decoder.from_directory`. Raises
+    `ModelError`, `DataError`, `InvalidRequest`.
     """
-    decoder, tokenizer = Decoder.from_directory(model, dtype=dtype), Tokenizer.from_directory(model)
+    decoder = Decoder.from_directory(model, dtype=dtype, weights=weights)
+    tokenizer = Tokenizer.from_directory(model)
     longest = min(decoder.max_positions, config.max_length or decoder.max_positions)
     sequences = [s for s in encode_all(examples, tokenizer, longest) if s is not None]
     checks = [s for s in encode_all(valid, tokenizer, longest) if s is not None]
@@ -75,11 +79,12 @@ def save_model(decoder: Decoder, source: Path, output: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for file in source.iterdir():
-        if file.is_file() and not file.name.startswith("model.safetensors") and file.suffix != ".safetensors":
+        if file.is_file() and file.suffix not in (".safetensors", ".gguf") and file.name != INDEX_FILE:
             shutil.copy(file, part / file.name)
     settings = json.loads((part / "config.json").read_text())
     settings["torch_dtype"] = str(decoder.weight_dtype).removeprefix("torch.")
-    settings.pop("dtype", None)
+    for name in ("dtype", "quantization_config"):
+        settings.pop(name, None)
     (part / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     weights = {name: tensor.to(decoder.weight_dtype) for name, tensor in decoder.state_dict().items()}
     save_file(weights, part / "model.safetensors", metadata={"format": "pt"})

@@ -264,11 +264,11 @@ class Pass:
     def _backward(self, layer: DecoderLayer) -> Iterator[Stage]:
         state = _LayerBackward(self, layer)
         rows, cost, units = self.micro.rows, self.m.cost, self._units
-        qkv = cost.layer_weights - cost.mlp_weights
+        qkv, qkv_bytes = cost.layer_weights - cost.mlp_weights, cost.layer_bytes - cost.mlp_bytes
 
-        def of_rows(kind: str, run: Callable[[int, int], None], weights: int, times: int) -> Stage:
+        def of_rows(kind: str, run: Callable[[int, int], None], moved: float, weights: int, times: int) -> Stage:
             def work(first: int, last: int) -> Work:
-                return Work(times * cost.weight_bytes * weights, 2 * times * (last - first) * weights)
+                return Work(times * moved, 2 * times * (last - first) * weights)
 
             return Stage(kind, rows, run, work, step=_ROW_STEP, most=_CHUNK_ROWS)
 
@@ -282,16 +282,16 @@ class Pass:
 
             return Stage(kind, len(units), run, work, rows=lambda a, b: max(1, int(pairs(a, b)) >> 8))
 
-        yield of_rows("train-project", state.project, qkv, 1)
+        yield of_rows("train-project", state.project, qkv_bytes, qkv, 1)
         yield of_units("train-attend", state.attend, 1)
-        yield of_rows("train-finish", state.finish, cost.mlp_weights, 2)
+        yield of_rows("train-finish", state.finish, cost.mlp_bytes, cost.mlp_weights, 2)
         yield of_units("train-unattend", state.unattend, 2.5)
         # The graphs of `project` are gone back through as they were cut.
         yield Stage(
             "train-unproject",
             len(state.projected),
             state.unproject,
-            lambda a, b: Work(cost.weight_bytes * qkv, 2 * qkv * state.projected_rows(a, b)),
+            lambda a, b: Work(qkv_bytes, 2 * qkv * state.projected_rows(a, b)),
             rows=state.projected_rows,
             most=1,
         )

@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from coserve.engine import Ride, Slice
-from coserve.errors import DataError
+from coserve.errors import DataError, InvalidRequest
 from coserve.kernels import BLOCK_SIZE
 from coserve.models.decoder import Decoder
 from coserve.roofline import Work
@@ -267,7 +267,16 @@ def _metrics(passes: Sequence[Pass]) -> dict[str, float]:
 
 
 def full_parameters(decoder: Decoder, weight_decay: float) -> Parameters:
-    """All of a model's own weights, trained in place; a layer is a group."""
+    """All of a model's own weights, trained in place; a layer is a group.
+
+    Raises `InvalidRequest` for a quantised model.
+    """
+    if decoder.quantized:
+        raise InvalidRequest(
+            f"weights in {decoder.weight_format} cannot be trained themselves, only an adapter on them: "
+            "choose the weights bf16, or the method lora.",
+            param="method",
+        )
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in decoder.tensors().items():
         parts = name.split(".")
