@@ -149,7 +149,7 @@ def measure(model: BenchmarkModel, plan: Plan) -> tuple[list[Row], Row]:
     weights = ours.engine.cost.forward(1, 0, 0, 1).bytes
     return rows, {
         "model": model.name,
-        "format": format_name(decoder.dtype, decoder.weight_dtype),
+        "format": format_name(decoder.dtype, decoder.weight_format),
         "weights_mb_per_step": weights / 1e6,
         "bandwidth_gb_per_s": bandwidth / 1e9,
         "prompt_tokens": plan.prompt,

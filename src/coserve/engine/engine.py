@@ -158,7 +158,7 @@ class Engine:
         cache = home / "cache" if home else None
         path = resolve_model(model, cache_dir=cache / "hub" if cache else None)
         decoder = Decoder.from_directory(path, dtype=dtype, weights=weights, cache=cache / "weights" if cache else None)
-        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype, decoder.weight_dtype)
+        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype, decoder.weight_format)
         own_name = path.resolve().name if model != BUILTIN and Path(model).exists() else str(model)
         return cls(
             decoder,
