@@ -127,7 +127,7 @@ def test_layer_types_say_which_layers_have_a_window():
         ({"rope_scaling": {"type": ["linear"]}}, "rope_type .* is not supported"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ by layer type"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized .gptq."),
+        ({"quantization_config": "gptq"}, "quantization_config must be an object"),
     ],
 )
 def test_an_unusable_configuration_is_refused_and_the_field_named(change, message):

@@ -42,7 +42,9 @@ class Checkpoint:
     def embedding(self) -> Tensor:
         """[vocabulary, hidden]: beside matrices of integers as it is on disk, since a look-up reads but a few rows."""
         stored = self._take(f"{EMBEDDING}.weight", (self.config.vocab_size, self.config.hidden_size))
-        return _floats(stored) if self.formats.quantized else self.formats.dense(stored)
+        if self.formats.quantized and isinstance(stored, Tensor):
+            return stored
+        return self.formats.dense(stored)
 
     def _take(self, name: str, shape: Sequence[int]) -> Weight:
         weight = self.stored.get(name)

@@ -38,6 +38,7 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = field(default=())  # by layer; () = no layer has one
     torch_dtype: str | None = None
+    quantization: dict[str, Any] | None = None  # `quantization_config`, as it is there
 
     @classmethod
     def from_directory(cls, path: str | Path) -> ModelConfig:
@@ -75,6 +76,7 @@ class ModelConfig:
             qk_norm=family.qk_norm,
             sliding_windows=family.windows(fields),
             torch_dtype=_dtype(fields),
+            quantization=_quantization(fields),
         )
 
 
@@ -200,13 +202,13 @@ def _refuse_unsupported(fields: _Fields) -> None:
     activation = fields.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ModelError(f"config.json: hidden_act {activation!r} is not supported; supported is silu")
-    quantization = fields.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise ModelError(
-            f"config.json: the weights are quantized ({method or 'unknown method'}), which is not supported; "
-            "use the checkpoint in bfloat16, float16 or float32"
-        )
+
+
+def _quantization(fields: _Fields) -> dict[str, Any] | None:
+    value = fields.get("quantization_config")
+    if value is not None and not isinstance(value, dict):
+        raise ModelError(f"config.json: quantization_config must be an object, not {value!r}")
+    return value or None
 
 
 def _key_value_heads(fields: _Fields, heads: int) -> int:

@@ -31,7 +31,7 @@ def resolve_model(model: str | Path, *, cache_dir: str | Path | None = None) -> 
     if directory.is_dir():
         return _checked(directory, f"{directory} is not a model directory: it has no config.json")
     if directory.exists():
-        raise ModelError(f"{directory} is a file; a model is a directory with config.json and safetensors")
+        raise ModelError(f"{directory} is a file; a model is a directory with config.json and its weights")
     if isinstance(model, Path) or not _HUB_ID.fullmatch(model):
         raise ModelError(f"{model}: no such directory, and not a hub id (like org/name) or {BUILTIN!r} either")
     return _checked(_download(model, cache_dir), f"{model} on the hub has no config.json: not a model we can load")

@@ -17,7 +17,6 @@ from coserve.models.config import ModelConfig
 from coserve.models.matrices import all_matrices
 from coserve.models.quantization import WeightFormats
 from coserve.models.stored import stored_weights
-from coserve.models.weights import weight_files
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ def open_checkpoint(path: Path, *, dtype: torch.dtype | None, weights: str, cach
     checkpoint = Checkpoint(config, stored, WeightFormats.choose(config, weights, dtype, stored.quantized))
     if not checkpoint.formats.quantized:
         return checkpoint
-    made_of = quantized_file.identity(weight_files(path), weights)
+    made_of = quantized_file.identity(stored.files, weights)
     return replace(checkpoint, made=_quantized_matrices(checkpoint, made_of, _cache_file(path, weights, cache)))
 
 

@@ -50,9 +50,8 @@ def load_weights(path: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that decide which weights a model directory has, and `config.json`. For paths that load."""
-    own = [path / SINGLE_FILE] if (path / SINGLE_FILE).is_file() else [path / INDEX_FILE, *_shards(path)]
-    return [path / "config.json", *own]
+    """The files that decide which weights a model directory has; for one that `load_weights` takes."""
+    return [path / SINGLE_FILE] if (path / SINGLE_FILE).is_file() else [path / INDEX_FILE, *_shards(path)]
 
 
 def _shards(path: Path) -> dict[Path, list[str]]:
