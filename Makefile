@@ -37,7 +37,7 @@ audit: .venv/dev ## bandit on the sources, pip-audit on what is installed (it sa
 	$(BIN)/pip-audit --local --progress-spinner off --skip-editable
 
 bench: .venv/dev ## the benchmarks, a minute each; ARGS="" for the full ones
-	@for file in benchmarks/coserving.py benchmarks/training.py benchmarks/decode.py benchmarks/planner_validation.py benchmarks/planner_here.py benchmarks/tiers.py benchmarks/gateway.py; do \
+	@for file in benchmarks/coserving.py benchmarks/training.py benchmarks/decode.py benchmarks/quantization.py benchmarks/planner_validation.py benchmarks/planner_here.py benchmarks/tiers.py benchmarks/gateway.py; do \
 		$(BIN)/python $$file $(if $(filter undefined,$(origin ARGS)),--quick,$(ARGS)) || exit 1; done
 
 clean: ## remove .venv and what was built; the models and jobs in ~/.coserve stay

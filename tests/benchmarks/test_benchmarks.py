@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import coserving, decode, training
+from benchmarks import coserving, decode, quantization, training
 from benchmarks.client import Timeline, Window, serving_figures
 from benchmarks.models import SMOLLM2_135M_CONFIG, write_checkpoint
 from benchmarks.report import medians, paired_ratio, write_json
@@ -19,6 +19,7 @@ from benchmarks.training_load import Marks
 from benchmarks.workload import endless_requests, poisson_arrivals, scaled_shapes, trace_shapes
 from coserve.models.decoder import Decoder
 from coserve.models.dtype import computes_bfloat16
+from coserve.models.hub import BUILTIN_DIRECTORY
 from coserve.models.tokenizer import Tokenizer
 from tests.tiny import tiny_checkpoint
 
@@ -89,6 +90,23 @@ def test_decode_writes_a_row_for_each_engine_and_number_of_streams(checkpoint, t
     engines = {"coserve", "transformers"} | ({"transformers-as-stored"} if not computes_bfloat16() else set())
     assert rows.keys() == {(engine, n) for engine in engines for n in (1, 3)}
     assert all(is_speed(row["tokens_per_s"]) and is_speed(row["mbu"]) for row in rows.values())
+
+
+def test_quantization_writes_a_row_for_each_format(checkpoint, tmp_path):
+    rows = run(quantization, checkpoint, tmp_path)["rows"]
+    assert [row["weights"] for row in rows] == ["bf16", "int8", "int4"]
+    assert rows[0]["mb"] > rows[1]["mb"] > rows[2]["mb"] > 0
+    assert rows[0]["kl"] == 0 < rows[1]["kl"] < rows[2]["kl"]
+    assert all(0 < row["same"] <= 1 < row["perplexity"] for row in rows)
+
+
+def test_quantised_the_builtin_model_says_about_what_it_said():
+    plain, of_int8, of_int4 = quantization.measure(BUILTIN_DIRECTORY, 10)
+    assert plain["places"] > 200
+    assert of_int8["kl"] < 1e-3 and of_int8["same"] > 0.995
+    assert of_int4["kl"] < 0.05 and of_int4["same"] > 0.97
+    assert abs(of_int8["perplexity"] / plain["perplexity"] - 1) < 0.01
+    assert abs(of_int4["perplexity"] / plain["perplexity"] - 1) < 0.1
 
 
 def test_the_same_seed_gives_the_same_requests_whatever_the_rate():

@@ -17,7 +17,7 @@ from coserve.models.dtype import auto_dtype, computing_dtype, weight_dtype
 from coserve.models.matrices import HEAD, Matrix
 
 WEIGHTS = ("auto", "bf16", "int8", "int4")
-_ELEMENTS_AT_ONCE = 1 << 20  # quantised in the caches; a large matrix at once would take more memory than the model
+_ELEMENTS_AT_ONCE = 1 << 22  # quantised in the caches; a large matrix at once would take more memory than the model
 
 
 @dataclass(frozen=True)
