@@ -101,9 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for model in find_models(options.model):
         progress(f"{model.name}: {', '.join(FORMATS)}")
-        rows += [
-            {"model": model.name, **row} for row in measure(model.path, 10 if options.quick else 100, options.seed)
-        ]
+        measured = measure(model.path, 5 if options.quick else 100, options.seed)
+        rows += [{"model": model.name, **row} for row in measured]
     print(f"\n{machine_line(machine)}\n")
     print_table(rows)
     if options.json:
