@@ -42,7 +42,7 @@ from benchmarks.cpu_engines.worker import ENGINES
 from benchmarks.decode import decode_speed
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.models import LLAMA_1B, LLAMA_126M, BenchmarkModel, cache_directory, find_models
-from benchmarks.options import benchmark_parser, positive, seconds
+from benchmarks.options import at_least_8, benchmark_parser, positive, seconds
 from benchmarks.others import Others, cores_between
 from benchmarks.report import Row, medians, print_table, progress, write_json
 from coserve.kernels.calibration import measure_bandwidth
@@ -304,7 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), metavar="FORMAT")
     parser.add_argument("--streams", type=positive, nargs="+", metavar="N", help="of the decoding")
     parser.add_argument("--prompt", type=positive, default=128, metavar="TOKENS", help="before the decoding")
-    parser.add_argument("--output", type=_at_least_8, metavar="TOKENS", help="decoded for each stream")
+    parser.add_argument("--output", type=at_least_8, metavar="TOKENS", help="decoded for each stream")
     parser.add_argument("--prefill", type=positive, metavar="TOKENS", help="of the prompt whose first token is timed")
     parser.add_argument("--patience", type=seconds, default=0.0, metavar="SECONDS", help="to wait for a quiet machine")
     parser.add_argument(
@@ -324,12 +324,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
     cases = [Case("prefill", 1, prefill, 1), *(Case("decode", n, options.prompt, output) for n in streams)]
     rounds = options.rounds or (2 if quick else 5)
     return Plan(tuple(cases), tuple(options.weights), rounds, options.seed, options.patience)
-
-
-def _at_least_8(text: str) -> int:
-    if positive(text) < 8:
-        raise argparse.ArgumentTypeError(f"{text} is too few to time; at least 8")
-    return int(text)
 
 
 if __name__ == "__main__":

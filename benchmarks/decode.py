@@ -33,7 +33,7 @@ import torch
 from benchmarks.client import Timeline
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
-from benchmarks.options import benchmark_parser, positive
+from benchmarks.options import at_least_8, benchmark_parser, positive
 from benchmarks.report import Row, medians, paired_ratio, print_table, progress, write_json
 from coserve.engine import Engine, Output, Request, SamplingParams
 from coserve.kernels.calibration import format_name, measure_bandwidth
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = benchmark_parser("decode", __doc__.split("\n")[0], ("builtin", SMOLLM2_135M))
     parser.add_argument("--streams", type=positive, nargs="+", default=[1, 4, 16], metavar="N")
     parser.add_argument("--prompt", type=positive, metavar="TOKENS", help="tokens of each prompt")
-    parser.add_argument("--output", type=_at_least_8, metavar="TOKENS", help="tokens generated for each")
+    parser.add_argument("--output", type=at_least_8, metavar="TOKENS", help="tokens generated for each")
     options = parser.parse_args(arguments)
     plan, machine = plan_of(options), describe_machine()
     progress(machine_line(machine))
@@ -217,12 +217,6 @@ def plan_of(options: argparse.Namespace) -> Plan:
         options.rounds or (2 if quick else 5),
         options.seed,
     )
-
-
-def _at_least_8(text: str) -> int:
-    if positive(text) < 8:
-        raise argparse.ArgumentTypeError(f"{text} is too few to time; at least 8")
-    return int(text)
 
 
 if __name__ == "__main__":

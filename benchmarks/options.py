@@ -31,6 +31,13 @@ def positive(text: str) -> int:
     return number
 
 
+def at_least_8(text: str) -> int:
+    """Tokens to time."""
+    if positive(text) < 8:
+        raise argparse.ArgumentTypeError(f"{text} is too few to time; at least 8")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     number = float(text)
     if not number > 0:

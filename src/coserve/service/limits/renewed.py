@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from coserve.errors import Unavailable
 from coserve.service.limits.bucket import Draw, Level, Limit, Refusal
 from coserve.service.limits.store import LimitStore
+from coserve.service.tasks import cancel
 
 log = logging.getLogger("coserve.service.limits")
 
@@ -47,9 +48,7 @@ class RenewedStore:
 
     async def close(self) -> None:
         if self._renewing is not None:
-            self._renewing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._renewing
+            await cancel(self._renewing)
         await self._store.close()
 
     async def reserve(self, draws: Sequence[Draw]) -> list[Level] | Refusal:
