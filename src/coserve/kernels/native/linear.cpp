@@ -266,7 +266,7 @@ struct Kernels {
   void (*arrange)(const float*, int, float*);
   void (*product)(const Product&, const T*, int, int, float*);
   void (*transposed)(const Transposed&, const T*, int, float*);
-  int lanes = level() == avx512 ? 16 : level() == avx2 ? 8 : 4;
+  int lanes = level() >= avx512 ? 16 : level() == avx2 ? 8 : 4;
 };
 INLINE Kernels<float> kernels_for(const float*) {
   return {CHOOSE(arrange_f32), CHOOSE(product_f32), CHOOSE(transposed_f32)};

@@ -5,9 +5,7 @@
 // one of each, and panels are read from the first byte to the last. Sums are of integers, and exact: in 8 bits along at
 // most kDepth elements, then scaled and added as floats, in an order that does not depend on the number of rows.
 
-#include "vectors.h"
-
-#include <omp.h>
+#include "quantized.h"
 
 #ifdef AVX2
 #include <immintrin.h>
@@ -15,13 +13,8 @@
 
 namespace {
 
-constexpr int kPanel = 16;
-constexpr int kBlockK = 32;   // elements of 4-bit weights that are summed as integers
-constexpr int kDepth = 1024;  // of 8-bit ones: 1024 * 128 * 16383 < 2^31
-constexpr int kGroup = 128;   // rows that a panel is taken through the caches for
-constexpr int kAhead = 4096;  // bytes between what is used and what is asked of the memory
-constexpr int kStep = 64;     // bytes of weights in a step of the inner loops
-constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
+constexpr int kStep = 64;  // bytes of weights in a step of the inner loops
+
 
 typedef int32_t Word;  // two 16-bit or four 8-bit activations, neighbours along k
 
@@ -46,12 +39,6 @@ struct Rows {
     const int64_t blocks = int64_t(row) * (width / kBlockK);
     return {words + int64_t(row) * words_of_row, scales + blocks, sums + blocks, row, end - begin};
   }
-};
-
-struct Panel {
-  const uint8_t* data;
-  const uint16_t *scales, *mins;  // float16 [groups, 16]
-  int group;
 };
 
 struct Result {
@@ -115,7 +102,6 @@ INLINE float sum_of_block(const T* values) {
   for (int i = 0; i < kBlockK; i++) sum += values[i];
   return float(sum);
 }
-// A row of `n` elements: its values, and for each block of them the scale (one for all in round8) and the sum.
 template <int L>
 INLINE void round8(const float* x, int n, int width, int16_t* values, float* scale, float* sums) {
   *scale = round_all<L>(x, n, width, 16383.0f, values);
@@ -134,6 +120,19 @@ LEVELS(round8, (const float* x, int n, int width, int16_t* values, float* scale,
 LEVELS(round4, (const float* x, int n, int width, int8_t* values, float* scales, float* sums),
        round4<L>(x, n, width, values, scales, sums))
 
+}  // namespace
+
+void round_row(const float* x, int n, int width, int16_t* values, float* scale, float* sums) {
+  static const auto run = CHOOSE(round8);
+  run(x, n, width, values, scale, sums);
+}
+void round_row(const float* x, int n, int width, int8_t* values, float* scales, float* sums) {
+  static const auto run = CHOOSE(round4);
+  run(x, n, width, values, scales, sums);
+}
+
+namespace {
+
 template <class T>
 void interleave(const T* from, int n, T* to, int rows) {
   for (int i = 0; i < n; i++) to[int64_t(i) * rows] = from[i];
@@ -141,8 +140,6 @@ void interleave(const T* from, int n, T* to, int rows) {
 
 // Fills a tile with rows of x [., depth].
 void fill(const Rows& rows, const Tile& tile, int bits, const float* x, int depth) {
-  static const auto round8_row = CHOOSE(round8);
-  static const auto round4_row = CHOOSE(round4);
   const int blocks = rows.width / kBlockK;
   float* scales = scratch_floats(size_t(2) * blocks + rows.words_of_row);
   float* sums = scales + blocks;
@@ -150,9 +147,9 @@ void fill(const Rows& rows, const Tile& tile, int bits, const float* x, int dept
   for (int r = 0; r < tile.rows; r++) {
     const float* from = x + int64_t(tile.row + r) * depth;
     if (bits == 8) {
-      round8_row(from, depth, rows.width, reinterpret_cast<int16_t*>(words), rows.row_scales + tile.row + r, sums);
+      round_row(from, depth, rows.width, reinterpret_cast<int16_t*>(words), rows.row_scales + tile.row + r, sums);
     } else {
-      round4_row(from, depth, rows.width, reinterpret_cast<int8_t*>(words), scales, sums);
+      round_row(from, depth, rows.width, reinterpret_cast<int8_t*>(words), scales, sums);
       interleave(scales, blocks, tile.scales + r, tile.rows);
     }
     interleave(sums, blocks, tile.sums + r, tile.rows);
@@ -340,10 +337,43 @@ struct Product {
   }
 Product product_of_this_processor() {
 #ifdef AVX2
-  if (level() == avx512 && __builtin_cpu_supports("avx512vnni")) return PRODUCT(avx512_kernel, Avx512);
+  if (level() >= avx512 && __builtin_cpu_supports("avx512vnni")) return PRODUCT(avx512_kernel, Avx512);
   if (level() != plain && __builtin_cpu_supports("f16c")) return PRODUCT(avx2_kernel, Avx2);
 #endif
   return PRODUCT(plain_kernel, Plain);
+}
+
+}  // namespace
+
+namespace {
+
+void product_by_vectors(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows) {
+  static const Product product = product_of_this_processor();
+  static thread_local std::vector<float> memory;
+  const int64_t width = w.width(), blocks = width / kBlockK, words = width * (w.bits == 8 ? 2 : 1) / 4;
+  const size_t need = size_t(rows) * (words + 2 * blocks + 1);
+  if (memory.size() < need) memory.resize(need);
+  Rows in;
+  in.words = reinterpret_cast<Word*>(memory.data());
+  in.scales = memory.data() + rows * words;
+  in.sums = in.scales + rows * blocks;
+  in.row_scales = in.sums + rows * blocks;
+  in.count = rows, in.width = int(width), in.words_of_row = int(words), in.most = product.rows[w.bits == 4];
+  const int tiles_of_group = in.tiles_of(kGroup), groups_of_rows = (rows + kGroup - 1) / kGroup;
+#pragma omp parallel for schedule(static) if (int64_t(rows) * w.depth > kWorthThreads)
+  for (int i = 0; i < groups_of_rows * tiles_of_group; i++) {
+    const int group = i / tiles_of_group * kGroup, here = std::min(kGroup, rows - group);
+    if (i % tiles_of_group < in.tiles_of(here)) fill(in, in.tile(group, here, i % tiles_of_group), w.bits, x, w.depth);
+  }
+  const PanelProduct run = product.run[w.bits == 4][w.mins != nullptr];
+  const int64_t panels = w.panels();
+  const int parts = parts_of(panels, int64_t(rows) * w.columns * w.depth);
+#pragma omp parallel for schedule(dynamic) if (parts > 1)
+  for (int part = 0; part < parts; part++) {
+    float* total = scratch_floats(size_t(kGroup) * kPanel);
+    for (int64_t i = panels * part / parts; i < panels * (part + 1) / parts; i++)
+      run(in, w.panel(i), Result{y, bias, w.columns, int(i * kPanel)}, total);
+  }
 }
 
 }  // namespace
@@ -352,37 +382,8 @@ Product product_of_this_processor() {
 extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales, const uint16_t* mins,
                                          const float* bias, float* y, int bits, int group, int rows, int columns,
                                          int depth) {
-  static const Product product = product_of_this_processor();
-  static thread_local std::vector<float> memory;
-  const int64_t width = (depth + kBlockK - 1) / kBlockK * kBlockK, blocks = width / kBlockK, words = width * (bits == 8 ? 2 : 1) / 4;
-  const size_t need = size_t(rows) * (words + 2 * blocks + 1);
-  if (memory.size() < need) memory.resize(need);
-  Rows in;
-  in.words = reinterpret_cast<Word*>(memory.data());
-  in.scales = memory.data() + rows * words;
-  in.sums = in.scales + rows * blocks;
-  in.row_scales = in.sums + rows * blocks;
-  in.count = rows, in.width = int(width), in.words_of_row = int(words), in.most = product.rows[bits == 4];
-  const int tiles_of_group = in.tiles_of(kGroup), groups_of_rows = (rows + kGroup - 1) / kGroup;
-#pragma omp parallel for schedule(static) if (int64_t(rows) * depth > kWorthThreads)
-  for (int i = 0; i < groups_of_rows * tiles_of_group; i++) {
-    const int group = i / tiles_of_group * kGroup, here = std::min(kGroup, rows - group);
-    if (i % tiles_of_group < in.tiles_of(here)) fill(in, in.tile(group, here, i % tiles_of_group), bits, x, depth);
-  }
-  const PanelProduct run = product.run[bits == 4][mins != nullptr];
-  const int64_t panels = (columns + kPanel - 1) / kPanel, groups = (depth + group - 1) / group;
-  const int64_t panel_bytes = width * kPanel * bits / 8;
-  // A few parts for each thread: one that another program has held up takes fewer.
-  const int parts = int64_t(rows) * columns * depth > kWorthThreads ? std::min<int64_t>(panels, 6 * omp_get_max_threads()) : 1;
-#pragma omp parallel for schedule(dynamic) if (parts > 1)
-  for (int part = 0; part < parts; part++) {
-    float* total = scratch_floats(size_t(kGroup) * kPanel);
-    for (int64_t i = panels * part / parts; i < panels * (part + 1) / parts; i++) {
-      const int64_t at = i * groups * kPanel;
-      const Panel panel{data + i * panel_bytes, scales + at, mins ? mins + at : nullptr, group};
-      run(in, panel, Result{y, bias, columns, int(i * kPanel)}, total);
-    }
-  }
+  const QuantizedMatrix w{data, scales, mins, bits, group, columns, depth};
+  (worth_tiles(bits, rows) ? product_by_tiles : product_by_vectors)(x, w, bias, y, rows);
 }
 
 // The matrix itself, in float32 [rows, columns].

@@ -1,10 +1,12 @@
 // What the kernels share: vectors of the processor's own width, bfloat16, and the choice of a processor's functions.
 //
 // A kernel is a template over L, the floats in a vector; LEVELS makes a function of it for each width, compiled for
-// the instructions that go with it, and `level()` tells at run time which one this processor takes. (The compiler's
+// the instructions that go with it, and `level()` (level.h) tells at run time which one this processor takes. (The compiler's
 // own vectors are used, but never wider than a register: it splits wider ones badly.)
 
 #pragma once
+
+#include "level.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -16,29 +18,11 @@
 #define ALWAYS __attribute__((always_inline))                // of a lambda
 #define UNROLL _Pragma("GCC unroll 16")
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")))
-#endif
-
 constexpr int kBlock = 16;  // tokens in a KV block
 
 struct bf16 {
   uint16_t bits;
 };
-
-enum Level { plain, avx2, avx512 };
-
-INLINE Level level() {
-#ifdef AVX2
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2;
-#endif
-  return plain;
-}
 
 // LEVELS(f, (parameters), body<L>) defines f_plain, f_avx2 and f_avx512; CHOOSE(f) is the one for this processor.
 #ifdef AVX2
@@ -46,7 +30,7 @@ INLINE Level level() {
   void NAME##_plain PARAMETERS { constexpr int L = 4; __VA_ARGS__; } \
   AVX2 void NAME##_avx2 PARAMETERS { constexpr int L = 8; __VA_ARGS__; } \
   AVX512 void NAME##_avx512 PARAMETERS { constexpr int L = 16; __VA_ARGS__; }
-#define CHOOSE(NAME) (level() == avx512 ? NAME##_avx512 : level() == avx2 ? NAME##_avx2 : NAME##_plain)
+#define CHOOSE(NAME) (level() >= avx512 ? NAME##_avx512 : level() == avx2 ? NAME##_avx2 : NAME##_plain)
 #else
 #define LEVELS(NAME, PARAMETERS, ...) \
   void NAME##_plain PARAMETERS { constexpr int L = 4; __VA_ARGS__; }

@@ -1,0 +1,48 @@
+// What the products with quantised matrices share: how a matrix lies in memory, and how rows are rounded on their way in.
+
+#pragma once
+
+#include "vectors.h"
+
+#include <omp.h>
+
+constexpr int kPanel = 16;
+constexpr int kBlockK = 32;   // elements of 4-bit weights that are summed as integers
+constexpr int kDepth = 1024;  // of 8-bit ones: 1024 * 128 * 16383 < 2^31
+constexpr int kGroup = 128;   // rows that a panel is taken through the caches for
+constexpr int kAhead = 4096;  // bytes between what is used and what is asked of the memory
+constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
+
+struct Panel {
+  const uint8_t* data;
+  const uint16_t *scales, *mins;  // float16 [groups, 16]
+  int group;
+};
+
+struct QuantizedMatrix {  // [columns, depth]
+  const uint8_t* data;
+  const uint16_t *scales, *mins;  // no mins in symmetric formats
+  int bits, group, columns, depth;
+
+  int width() const { return (depth + kBlockK - 1) / kBlockK * kBlockK; }
+  int panels() const { return (columns + kPanel - 1) / kPanel; }
+  Panel panel(int64_t i) const {
+    const int64_t at = i * ((depth + group - 1) / group) * kPanel;
+    return {data + i * width() * kPanel * bits / 8, scales + at, mins ? mins + at : nullptr, group};
+  }
+};
+
+// How many parts of `panels` to share among the threads: a few for each, as one that another program has held up takes
+// fewer.
+INLINE int parts_of(int64_t panels, int64_t multiplications) {
+  return multiplications > kWorthThreads ? int(std::min<int64_t>(panels, 6 * omp_get_max_threads())) : 1;
+}
+
+// A row of `n` elements, with zeros up to `width`: its values, for each block of 32 the scale (one for all beside 8-bit
+// weights) and the sum (beside 4-bit weights times the scale).
+void round_row(const float* x, int n, int width, int16_t* values, float* scale, float* sums);
+void round_row(const float* x, int n, int width, int8_t* values, float* scales, float* sums);
+
+// Where the processor has AMX: y [rows, columns] = x [rows, depth] W^T + bias, the same to the bit as without.
+bool worth_tiles(int bits, int rows);
+void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows);
