@@ -38,7 +38,8 @@ from coserve.errors import (
     Unavailable,
 )
 from coserve.kernels import BLOCK_SIZE
-from coserve.kernels.calibration import available_memory, load_or_measure_chip
+from coserve.kernels.calibration import load_or_measure_chip
+from coserve.kernels.memory import available_memory, keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
@@ -101,6 +102,7 @@ class Engine:
         self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stopping = False
+        keep_freed_memory()
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.

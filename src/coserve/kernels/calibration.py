@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from coserve.kernels.linear import Weight, linear
+from coserve.kernels.memory import beyond_caches, huge_copy
 from coserve.kernels.native import build, library, pointer
 from coserve.kernels.quantized import quantize
 from coserve.roofline import Chip
@@ -35,9 +36,9 @@ def _best(run: Callable[[], object], seconds: float = 0.15, least: int = 3) -> f
     return best
 
 
-def measure_bandwidth(megabytes: int = 256) -> float:
+def measure_bandwidth() -> float:
     """Bytes/s of a streaming read by all of PyTorch's threads, from a buffer too large for any cache."""
-    buffer = torch.ones(megabytes << 17, dtype=torch.int64)
+    buffer = huge_copy(torch.ones(1, dtype=torch.int64).expand(beyond_caches() // 8))
     lib = library()
     if lib is None:
         return buffer.nbytes / _best(lambda: buffer.sum())
@@ -47,12 +48,11 @@ def measure_bandwidth(megabytes: int = 256) -> float:
 
 
 def _weights(form: WeightFormat) -> list[Weight]:
-    """Matrices [4096, 2048] of that format, about 100 MB: more than caches hold."""
+    """Matrices [4096, 2048] of that format, more than caches hold."""
     bits = _BITS.get(str(form))
     one = torch.randn(4096, 2048)
     made = quantize(one, bits) if bits else one.to(_dtype(form))
-    count = -(-96_000_000 // made.nbytes)
-    return [made if i == 0 else _copy(made) for i in range(count)]
+    return [_copy(made) for _ in range(-(-beyond_caches() // made.nbytes))]
 
 
 def _dtype(form: WeightFormat) -> torch.dtype:
@@ -61,8 +61,8 @@ def _dtype(form: WeightFormat) -> torch.dtype:
 
 def _copy(weight: Weight) -> Weight:
     if isinstance(weight, torch.Tensor):
-        return weight.clone()
-    return replace(weight, data=weight.data.clone())
+        return huge_copy(weight)
+    return replace(weight, data=huge_copy(weight.data))
 
 
 def measure_chip(dtype: torch.dtype, weights: WeightFormat | None = None) -> Chip:
@@ -126,17 +126,6 @@ def _cpu_name() -> str:
         return ""
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
     return f"{model}, {torch.get_num_threads()} threads" if model else ""
-
-
-def available_memory() -> int:
-    """Bytes of the machine's memory that are free for use."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return 8 << 30
 
 
 def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weights: WeightFormat | None = None) -> Chip:

@@ -12,8 +12,9 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,10 +26,11 @@ from coserve.models.weights import map_tensors
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of how matrices are packed and rounded: another one, and they are made again
+VERSION = 2  # of how matrices are packed and rounded: another one, and they are made again
 _TYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16"}
 _ALIGNMENT = 64  # bytes of a cache line; matrices begin at multiples
 _HEADER_BYTES = (1 << 14, 1 << 10)  # set aside for the header: at least, and for each matrix
+_HUGE_PAGE = 2 << 20  # bytes; of what is written in such pieces, Linux keeps such pages in its cache, and maps them
 _HASHED_BYTES = 1 << 20  # of each file's beginning, where safetensors and GGUF say what is in it
 _ABANDONED_SECONDS = 3600.0
 
@@ -73,32 +75,62 @@ def write(file: Path, made_of: str, weights: Iterable[tuple[str, QuantizedWeight
             abandoned.unlink(missing_ok=True)
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as out:
+        with part.open("wb", buffering=0) as out:
             _write(out, made_of, weights, count)
-            out.flush()
             os.fsync(out.fileno())
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _write(out: BinaryIO, made_of: str, weights: Iterable[tuple[str, QuantizedWeight]], count: int) -> None:
+Data = bytes | bytearray | memoryview
+
+
+class _InPieces:
+    """Writes to a file from its beginning on, a huge page at a time."""
+
+    def __init__(self, out: FileIO):
+        self._out, self._piece, self.position = out, bytearray(), 0
+
+    def write(self, data: Data) -> None:
+        rest = memoryview(data)
+        self.position += len(rest)
+        while len(self._piece) + len(rest) >= _HUGE_PAGE:
+            taken = _HUGE_PAGE - len(self._piece)
+            self._piece += rest[:taken]
+            rest = rest[taken:]
+            self.flush()
+        self._piece += rest
+
+    def flush(self) -> None:
+        _write_all(self._out, self._piece)
+        self._piece.clear()
+
+
+def _write_all(out: FileIO, data: Data) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[out.write(rest) :]
+
+
+def _write(file: FileIO, made_of: str, weights: Iterable[tuple[str, QuantizedWeight]], count: int) -> None:
     room = -(-(_HEADER_BYTES[0] + _HEADER_BYTES[1] * count) // _ALIGNMENT) * _ALIGNMENT
     entries: dict[str, Any] = {}
     forms: dict[str, Any] = {}
     small: dict[str, Tensor] = {}
     total = 0
+    out = _InPieces(file)
 
     def add(name: str, tensor: Tensor) -> None:
-        first = out.tell() - room
+        first = out.position - room
         out.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
         entries[name] = {
             "dtype": _TYPES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [first, out.tell() - room],
+            "data_offsets": [first, out.position - room],
         }
 
-    out.seek(room)
+    out.write(bytes(room))
     for name, weight in weights:
         forms[name] = {"bits": weight.bits, "shape": weight.shape, "group": weight.group}
         total += _sum_of_words(weight.tensors().values())
@@ -110,10 +142,11 @@ def _write(out: BinaryIO, made_of: str, weights: Iterable[tuple[str, QuantizedWe
                 small[f"{name}.{part}"] = tensor
     for name, tensor in small.items():
         add(name, tensor)
+    out.flush()
     metadata = {"identity": made_of, "sum": str(_wrapped(total)), "matrices": json.dumps(forms)}
     header = json.dumps({"__metadata__": metadata, **entries}).encode()
-    out.seek(0)
-    out.write((room - 8).to_bytes(8, "little") + header.ljust(room - 8))
+    file.seek(0)
+    _write_all(file, (room - 8).to_bytes(8, "little") + header.ljust(room - 8))
 
 
 def _weight(name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedWeight:

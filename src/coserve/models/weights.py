@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from coserve.errors import ModelError
+from coserve.kernels.memory import map_file
 from coserve.models.files import read_json
 
 SINGLE_FILE = "model.safetensors"
@@ -92,7 +93,7 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
         with file.open("rb") as content:
             length = int.from_bytes(content.read(8), "little")
             header = json.loads(content.read(length))
-        mapped = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+            mapped = map_file(content)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{file} is truncated or corrupt: {_explain(file, error)}") from error
     header.pop("__metadata__", None)

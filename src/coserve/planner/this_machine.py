@@ -20,7 +20,8 @@ def this_machine(weights: str = "bfloat16", cache: Path | None = None) -> ChipSp
     them), for weights of that format as the engine computes with them. Needs torch."""
     import torch
 
-    from coserve.kernels.calibration import available_memory, load_or_measure_chip, measure_few_rows
+    from coserve.kernels.calibration import load_or_measure_chip, measure_few_rows
+    from coserve.kernels.memory import available_memory
     from coserve.models.dtype import computing_dtype
 
     stored = torch.float32 if number_format(weights) == "float32" else torch.bfloat16

@@ -164,7 +164,7 @@ typedef void (*PanelProduct)(const Rows&, const Panel&, const Result&, float*);
 namespace plain_kernel {
 #include "quantized_kernel.h"
 struct Plain {
-  static constexpr int kRows8 = 2, kRows4 = 2;
+  static constexpr int kRows8 = 2, kRows4 = 2, kTwoChains = 0;
   struct Sums {
     int32_t v[kPanel];
   };
@@ -217,7 +217,7 @@ struct Plain {
 namespace avx2_kernel {
 #include "quantized_kernel.h"
 struct Avx2 {
-  static constexpr int kRows8 = 6, kRows4 = 5;  // as many sums as there are registers for
+  static constexpr int kRows8 = 6, kRows4 = 5, kTwoChains = 0;  // as many sums as there are registers for
   struct Sums {  // of columns 0 to 7, and 8 to 15
     __m256i a, b;
   };
@@ -287,6 +287,7 @@ namespace avx512_kernel {
 #include "quantized_kernel.h"
 struct Avx512 {  // with VNNI, which sums what it multiplies
   static constexpr int kRows8 = 8, kRows4 = 8;
+  static constexpr int kTwoChains = 4;  // up to so many rows an addition would wait for the one before
   struct Sums {
     __m512i v;
   };
@@ -298,6 +299,7 @@ struct Avx512 {  // with VNNI, which sums what it multiplies
   static INLINE_MEMBER void add_pairs(Sums& s, __m512i w, Word x) {
     s.v = _mm512_dpwssd_epi32(s.v, w, _mm512_set1_epi32(x));
   }
+  static INLINE_MEMBER void merge(Sums& s, const Sums& other) { s.v = _mm512_add_epi32(s.v, other.v); }
   static INLINE_MEMBER __m512i quads(const uint8_t* w) {
     const __m256i v = _mm256_loadu_si256((const __m256i*)w);
     const __m512i halves = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);

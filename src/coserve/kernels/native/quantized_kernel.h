@@ -12,11 +12,18 @@ struct Each {
     f(first, row);
     rest.act(f, row + 1);
   }
+  template <class F>
+  INLINE_MEMBER void act_beside(const Each& other, F f) {
+    f(first, other.first);
+    rest.act_beside(other.rest, f);
+  }
 };
 template <class Sums>
 struct Each<Sums, 0> {
   template <class F>
   INLINE_MEMBER void act(F, int) {}
+  template <class F>
+  INLINE_MEMBER void act_beside(const Each&, F) {}
 };
 
 // A tile of `R` rows of x against a panel of 8-bit integers, along k from `first` to `last`, added to `total` [R, 16].
@@ -25,16 +32,18 @@ INLINE void dots8(const Tile& x, const Panel& p, int first, int last, float* tot
   for (int k = first, end; k < last; k = end) {
     const int group = k / p.group;
     end = std::min(last, (group + 1) * p.group);
-    Each<typename M::Sums, R> sums;
+    Each<typename M::Sums, R> sums, others;  // two chains, where additions wait for each other
     const uint8_t* w = p.data + int64_t(k) * kPanel;
     const Word* words = x.words + int64_t(k) / 2 * R;
     for (int steps = (end - k) / 4; steps > 0; steps--, w += 4 * kPanel, words += 2 * R) {
       ahead.fetch();
       UNROLL for (int pair = 0; pair < 2; pair++) {
         const auto pairs = M::pairs(w + pair * 2 * kPanel);
-        sums.act([&](auto& sum, int r) ALWAYS { M::add_pairs(sum, pairs, words[pair * R + r]); });
+        auto& chain = pair && R <= M::kTwoChains ? others : sums;
+        chain.act([&](auto& sum, int r) ALWAYS { M::add_pairs(sum, pairs, words[pair * R + r]); });
       }
     }
+    if constexpr (R <= M::kTwoChains) sums.act_beside(others, [](auto& sum, const auto& other) ALWAYS { M::merge(sum, other); });
     const auto scale = M::half_floats(p.scales + group * kPanel);
     sums.act([&](auto& sum, int r) ALWAYS { M::add_sums(total + r * kPanel, sum, scale); });
     if constexpr (Mins) {

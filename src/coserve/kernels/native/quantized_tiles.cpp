@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int kFewest[2] = {4, 12};  // rows that tiles are worth it for, of 8- and 4-bit weights
+constexpr int kFewest[2] = {8, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
 constexpr int kQuad = 4;             // columns of a word of 8-bit integers
 constexpr int kPair = 2;             // panels at a time
 constexpr int kMostPairs = 16;       // that wait for the next chunk along k, where x does not stay in the cache
@@ -74,6 +74,7 @@ struct Place {  // in x, in its results, and in what follows the chunk
   float* total[kPair];  // [rows, 16] for each panel
   const uint8_t* next[kPair];
   int lines;  // of them to ask for in a step
+  int kept;   // as a mask: steps whose weights stay spread, for other rows
 };
 
 INLINE void ask(const Place& at, int step) {
@@ -91,7 +92,7 @@ INLINE void dots8(const Place& at, const Panel* panels, Work& work) {
   const auto spread_both = [&](int step) ALWAYS {
     for (int p = 0; p < kPair; p++)
       spread<8, kTile>(panels[p].data + int64_t(at.first) * kPanel + step * kTileBytes, lines - step * kTile,
-                       work.b[p] + step * kTileBytes);
+                       work.b[p] + (step & at.kept) * kTileBytes);
   };
   TILE_ZERO(0);
   TILE_ZERO(1);
@@ -101,10 +102,10 @@ INLINE void dots8(const Place& at, const Panel* panels, Work& work) {
   for (int step = 0; step < steps; step++, high += kTileRow, low += kTileRow) {
     if constexpr (!Fresh) ask(at, step);
     else if (step + 1 < steps) spread_both(step + 1);  // what has just been written cannot be read at once
-    TILE_LOAD(6, work.b[0] + step * kTileBytes, kTileRow);
+    TILE_LOAD(6, work.b[0] + (step & at.kept) * kTileBytes, kTileRow);
     TILE_LOAD(4, high, stride);
     TILE_DOT("bssd", 0, 4, 6);
-    TILE_LOAD(7, work.b[1] + step * kTileBytes, kTileRow);
+    TILE_LOAD(7, work.b[1] + (step & at.kept) * kTileBytes, kTileRow);
     TILE_DOT("bssd", 2, 4, 7);
     TILE_LOAD(5, low, stride);
     TILE_DOT("busd", 1, 5, 6);
@@ -235,7 +236,7 @@ INLINE void chunk_product(const TileRows& x, int row, int rows, const Pair& pair
   const int lines = passes > 1 ? (kLinesOfStep + passes - 2) / (passes - 1) : 0;
   for (int pass = 0; pass < passes; pass++) {
     const int done = pass * kTile;
-    Place at{x, row + done, std::min(kTile, rows - done), first, last, {}, {}, lines};
+    Place at{x, row + done, std::min(kTile, rows - done), first, last, {}, {}, lines, passes > 1 ? -1 : 3};
     for (int p = 0; p < kPair; p++) {
       at.total[p] = total[p] + done * kPanel;
       at.next[p] = next.panels[p].data + int64_t(next_first) * kBytes + int64_t(pass - 1) * steps * lines * 64;
