@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.kernels import quantized, reference
-from coserve.kernels.native import kernel, pointer
+from coserve.kernels.native import kernel, library, multiplies_bfloat16, pointer
 from coserve.kernels.quantized import QuantizedWeight
 
 Weight = Tensor | QuantizedWeight  # a matrix [out, in]
@@ -176,13 +176,22 @@ def _fastest_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     if isinstance(weight, QuantizedWeight):
         return quantized.product(x, weight, bias)
-    run = kernel("linear", weight.dtype) if x.dtype == torch.float32 else None
+    if x.dtype == torch.bfloat16 and library() is not None and not multiplies_bfloat16():
+        return _product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+    run = _native_product(x.dtype, weight.dtype)
     if run is None:
         return reference.product(x, weight.to(x.dtype), bias)
     x, weight = x.contiguous(), weight.contiguous()
     y = x.new_empty(x.shape[0], weight.shape[0])
     run(pointer(x), pointer(weight), pointer(bias), pointer(y), x.shape[0], *weight.shape)
     return y
+
+
+def _native_product(x: torch.dtype, weight: torch.dtype) -> Callable[..., object] | None:
+    if x == torch.bfloat16:
+        lib = library()
+        return lib.coserve_linear_bfloat16 if lib is not None and weight == x else None
+    return kernel("linear", weight) if x == torch.float32 else None
 
 
 def _input_gradient(grad: Tensor, weight: Weight) -> Tensor:

@@ -1,6 +1,7 @@
 """The compiled CPU kernels (`*.cpp`), loaded with ctypes.
 
-`COSERVE_NATIVE=0` turns them off: everything then runs on PyTorch's own ops.
+`COSERVE_NATIVE=0` turns them off: everything then runs on PyTorch's own ops. `plain`, `avx2` or `avx512` there keeps
+them to that level of instructions; without it they take all that the processor has.
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ def kernel(name: str, dtype: torch.dtype):
     suffix = {torch.float32: "f32", torch.bfloat16: "bf16"}.get(dtype)
     lib = library()
     return getattr(lib, f"coserve_{name}_{suffix}") if lib is not None and suffix else None
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the kernels multiply bfloat16 rows with bfloat16 weights as they are, which takes AVX-512's or AMX's
+    instructions for it. Ask before calling `coserve_linear_bfloat16`."""
+    lib = library()
+    return lib is not None and bool(lib.coserve_multiplies_bfloat16())
 
 
 def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
