@@ -1,7 +1,7 @@
 // Paged attention: each query to the cached keys of its own sequence, read block by block where they lie.
 //
-// Online softmax (Milakov & Gimelshein, 2018), sixteen keys at a time from the first one on, whatever else is computed
-// beside it: see rows.cpp on why.
+// Online softmax (Milakov & Gimelshein, 2018), 64 keys at a time from the first one on, whatever else is computed beside
+// it: see rows.cpp on why. A few queries read keys and values together; each sums in the order that it would have alone.
 
 #include "vectors.h"
 
@@ -17,99 +17,134 @@ struct Tile {  // consecutive rows of one segment
   int32_t row, rows, position, table;
 };
 
-// Scores of one query against a block's keys [dim, 16] -> score [16]; only [first, last) are seen.
+constexpr int kSpan = 4;                  // blocks whose keys are weighed together
+constexpr int kKeys = kSpan * kBlock;
+constexpr float kMasked = -1e30f;         // a score that weighs nothing
 template <int L>
-INLINE void score_block(const float* q, const float* keys, int first, int last, int dim, float* score) {
+constexpr int kQueries = L == 16 ? 4 : 2;  // at a time: as many sums as there are registers for
+
+// Some of a span's keys, counted from its first one.
+struct Range {
+  int first, last;
+};
+
+// Queries [Q, dim] against a block's keys [dim, 16] -> scores [Q, kKeys].
+template <int L, int Q, class T>
+INLINE void score_block(const float* q, const T* keys, int dim, float* scores) {
   constexpr int N = kBlock / L;
-  Vec<L> part[4][N] = {};
-  for (int d = 0; d < dim; d += 4)
-    UNROLL for (int c = 0; c < 4; c++)
-      UNROLL for (int i = 0; i < N; i++) part[c][i] += load<L>(keys + (d + c) * kBlock + i * L) * q[d + c];
-  UNROLL for (int i = 0; i < N; i++) store<L>(score + i * L, (part[0][i] + part[1][i]) + (part[2][i] + part[3][i]));
-  for (int j = 0; j < first; j++) score[j] = -1e30f;
-  for (int j = last; j < kBlock; j++) score[j] = -1e30f;  // slots not written yet may hold anything, even NaN
+  Vec<L> even[Q][N] = {}, odd[Q][N] = {};
+  for (int d = 0; d < dim; d += 2)
+    UNROLL for (int i = 0; i < N; i++) {
+      const Vec<L> a = load<L>(keys + d * kBlock + i * L), b = load<L>(keys + (d + 1) * kBlock + i * L);
+      UNROLL for (int c = 0; c < Q; c++) {
+        even[c][i] += a * q[c * dim + d];
+        odd[c][i] += b * q[c * dim + d + 1];
+      }
+    }
+  UNROLL for (int c = 0; c < Q; c++) UNROLL for (int i = 0; i < N; i++) store<L>(scores + c * kKeys + i * L, even[c][i] + odd[c][i]);
 }
 
-// Adds a block's keys [dim, 16] and values [16, dim], of which [first, last) are seen, to one query's result so far.
+// The scores of one query in blocks that begin at `blocks.first`, of which it sees `seen`, become weights; returns what
+// its result so far is worth beside them.
 template <int L>
-INLINE void attend_block(const float* q, const float* keys, const float* values, int first, int last, int dim, float* acc,
-                         float& max, float& total) {
-  constexpr int N = kBlock / L;
-  float weight[kBlock];
-  score_block<L>(q, keys, first, last, dim, weight);
-  float top = max;
-  UNROLL for (int i = 0; i < N; i++) {
-    const float here = largest<L>(load<L>(weight + i * L));
-    top = here > top ? here : top;
+INLINE float weigh(float* scores, Range blocks, Range seen, float& max, float& total) {
+  for (int j = blocks.first; j < std::min(seen.first, blocks.last); j++) scores[j] = kMasked;
+  for (int j = std::max(seen.last, blocks.first); j < blocks.last; j++) scores[j] = kMasked;
+  Vec<L> tops = load<L>(scores + blocks.first), sums = {};
+  for (int j = blocks.first + L; j < blocks.last; j += L) {
+    const Vec<L> here = load<L>(scores + j);
+    tops = here > tops ? here : tops;
   }
-  const float correction = exp_negative<L>(Vec<L>{} + (max - top))[0];
-  total *= correction;
-  UNROLL for (int i = 0; i < N; i++) {
-    Vec<L> e = exp_negative<L>(load<L>(weight + i * L) - top);
-    store<L>(weight + i * L, e);
-    total += sum<L>(e);
+  const float top = std::max(max, largest<L>(tops)), correction = exp_negative<L>(Vec<L>{} + (max - top))[0];
+  for (int j = blocks.first; j < blocks.last; j += L) {
+    const Vec<L> weights = exp_negative<L>(load<L>(scores + j) - top);
+    store<L>(scores + j, weights);
+    sums += weights;
   }
   max = top;
-  for (int d = 0; d < dim; d += 4 * kBlock) {
-    const int lanes = std::min(4 * N, (dim - d) / L);
-    Vec<L> o[4 * N];
-    for (int c = 0; c < lanes; c++) o[c] = load<L>(acc + d + c * L) * correction;
-    if (lanes == 4 * N) {
-      for (int j = first; j < last; j++)
-        UNROLL for (int c = 0; c < 4 * N; c++) o[c] += load<L>(values + j * dim + d + c * L) * weight[j];
-    } else {
-      for (int j = first; j < last; j++)
-        for (int c = 0; c < lanes; c++) o[c] += load<L>(values + j * dim + d + c * L) * weight[j];
-    }
-    for (int c = 0; c < lanes; c++) store<L>(acc + d + c * L, o[c]);
-  }
+  total = total * correction + sum<L>(sums);
+  return correction;
 }
 
-// A block's keys or values as float32: where they lie, or widened into `scratch`.
-template <int L>
-INLINE const float* widened(const float* block, int, float*) {
-  return block;
+// Adds what keys [first, last) of a span weigh of `values` (by block: [16, dim]) to results [Q, dim], `C` vectors from d on.
+template <int L, int Q, int C, class T>
+INLINE void add_values(const T* const* values, Range keys, const float* weights, const float* corrections, float* results, int d,
+                       int dim) {
+  Vec<L> sums[Q][C];
+  UNROLL for (int q = 0; q < Q; q++) UNROLL for (int c = 0; c < C; c++) sums[q][c] = load<L>(results + q * dim + d + c * L) * corrections[q];
+  for (int j = keys.first; j < keys.last; j++) {
+    const T* value = values[j / kBlock] + j % kBlock * dim + d;
+    Vec<L> v[C];
+    UNROLL for (int c = 0; c < C; c++) v[c] = load<L>(value + c * L);
+    UNROLL for (int q = 0; q < Q; q++) UNROLL for (int c = 0; c < C; c++) sums[q][c] += v[c] * weights[q * kKeys + j];
+  }
+  UNROLL for (int q = 0; q < Q; q++) UNROLL for (int c = 0; c < C; c++) store<L>(results + q * dim + d + c * L, sums[q][c]);
 }
-template <int L>
-INLINE const float* widened(const bf16* block, int n, float* scratch) {
-  for (int i = 0; i < n; i += L) store<L>(scratch + i, load<L>(block + i));
-  return scratch;
+
+// Queries and their results so far: [queries, dim]; max, total [queries].
+struct Queries {
+  float *q, *results, *max, *total;
+  int count, group, dim, position, window;  // `group` of them stand at one position
+
+  Range seen(int query, int span) const {  // may begin below 0 and end beyond kKeys
+    const int at = position + query / group - span * kKeys;
+    return {window > 0 ? at + 1 - window : 0, at + 1};
+  }
+};
+
+// Q queries against a span.
+template <int L, int Q, class T>
+INLINE void attend_span(const Queries& all, int query, int span, const T* const* keys, const T* const* values) {
+  const Range low = all.seen(query, span), high = all.seen(query + Q - 1, span);  // nobody sees more than these
+  const Range seen{std::max(0, low.first), std::min(kKeys, high.last)};
+  if (seen.first >= seen.last) return;
+  const Range blocks{seen.first / kBlock * kBlock, (seen.last + kBlock - 1) / kBlock * kBlock};
+  float scores[Q * kKeys], corrections[Q];
+  const int dim = all.dim;
+  float *q = all.q + query * dim, *results = all.results + query * dim;
+  for (int j = blocks.first; j < blocks.last; j += kBlock) score_block<L, Q>(q, keys[j / kBlock], dim, scores + j);
+  for (int c = 0; c < Q; c++)
+    corrections[c] = weigh<L>(scores + c * kKeys, blocks, all.seen(query + c, span), all.max[query + c], all.total[query + c]);
+  int d = 0;
+  for (; d + 4 * L <= dim; d += 4 * L) add_values<L, Q, 4>(values, seen, scores, corrections, results, d, dim);
+  for (; d < dim; d += L) add_values<L, Q, 1>(values, seen, scores, corrections, results, d, dim);
+}
+template <int L, int Q, class T>
+INLINE void attend_spans(const Queries& all, int query, int span, const T* const* keys, const T* const* values) {
+  for (; query + Q <= all.count; query += Q) attend_span<L, Q>(all, query, span, keys, values);
+  if constexpr (Q > 1) {  // what is left over, in halves
+    if (query < all.count) attend_spans<L, Q / 2>(all, query, span, keys, values);
+  }
 }
 
 template <int L, class T>
 INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache, const int32_t* tables,
                         T* out, const AttentionArgs& a, float* scratch) {
-  const int group = a.heads / a.kv_heads, queries = tile.rows * group, dim = a.dim;
-  float* qs = scratch;
-  float* acc = qs + queries * dim;
-  float* wide_keys = acc + queries * dim;
-  float* wide_values = wide_keys + dim * kBlock;
-  float* max = wide_values + dim * kBlock;
-  float* total = max + queries;
-  for (int i = 0; i < queries; i++) {
+  const int group = a.heads / a.kv_heads, count = tile.rows * group, dim = a.dim;
+  float *qs = scratch, *results = qs + count * dim, *max = results + count * dim, *total = max + count;
+  const Queries queries{qs, results, max, total, count, group, dim, tile.position, a.window};
+  for (int i = 0; i < count; i++) {
     const T* src = q + (tile.row + i / group) * a.q_stride + (kv_head * group + i % group) * dim;
     for (int d = 0; d < dim; d += L) store<L>(qs + i * dim + d, load<L>(src + d) * a.scale);
-    for (int d = 0; d < dim; d += L) store<L>(acc + i * dim + d, Vec<L>{});
-    max[i] = -1e29f;  // above the mask's value, so that a masked key weighs nothing
+    for (int d = 0; d < dim; d += L) store<L>(results + i * dim + d, Vec<L>{});
+    max[i] = kMasked / 10;  // above it, so that a masked key weighs nothing
     total[i] = 0;
   }
   const int end = tile.position + tile.rows;  // keys the last row sees
   const int oldest = a.window > 0 ? std::max(0, tile.position - a.window + 1) : 0;
-  for (int b = oldest / kBlock; b * kBlock < end; b++) {
-    const int64_t base = (int64_t(tables[tile.table + b]) * a.kv_heads + kv_head) * dim * kBlock;
-    const float* keys = widened<L>(k_cache + base, dim * kBlock, wide_keys);
-    const float* values = widened<L>(v_cache + base, dim * kBlock, wide_values);
-    for (int i = 0; i < queries; i++) {
-      const int position = tile.position + i / group;
-      const int last = std::min(kBlock, position + 1 - b * kBlock);
-      const int first = a.window > 0 ? std::max(0, position - a.window + 1 - b * kBlock) : 0;
-      if (first < last) attend_block<L>(qs + i * dim, keys, values, first, last, dim, acc + i * dim, max[i], total[i]);
+  for (int span = oldest / kKeys; span * kKeys < end; span++) {
+    const T *keys[kSpan], *values[kSpan];
+    for (int i = 0; i < kSpan; i++) {
+      const int block = std::max(oldest / kBlock, std::min(span * kSpan + i, (end - 1) / kBlock));  // others are not read
+      const int64_t base = (int64_t(tables[tile.table + block]) * a.kv_heads + kv_head) * dim * kBlock;
+      keys[i] = k_cache + base, values[i] = v_cache + base;
     }
+    attend_spans<L, kQueries<L>>(queries, 0, span, keys, values);
   }
-  for (int i = 0; i < queries; i++) {
+  for (int i = 0; i < count; i++) {
     T* dst = out + ((tile.row + i / group) * int64_t(a.heads) + kv_head * group + i % group) * dim;
     const float scale = 1.0f / total[i];
-    for (int d = 0; d < dim; d += L) store<L>(dst + d, load<L>(acc + i * dim + d) * scale);
+    for (int d = 0; d < dim; d += L) store<L>(dst + d, load<L>(results + i * dim + d) * scale);
   }
 }
 
@@ -133,7 +168,7 @@ INSTANTIATE(bf16, bf16)
     static const auto run = CHOOSE(attend_##S);                                                                       \
     const AttentionArgs a{heads, kv_heads, dim, window, q_stride, scale};                                             \
     const size_t queries = size_t(max_rows) * (heads / kv_heads);                                                     \
-    const size_t need = queries * (2 * dim + 2) + 2 * dim * kBlock;                                                   \
+    const size_t need = queries * (2 * dim + 2);                                                   \
     const int items = num_tiles * kv_heads;                                                                           \
     _Pragma("omp parallel for schedule(dynamic) if (items > 1)") for (int i = 0; i < items; i++)                      \
         run(tiles[i / kv_heads], i % kv_heads, q, k_cache, v_cache, tables, out, a, scratch_floats(need));            \

@@ -100,21 +100,24 @@ INLINE void store_tail(T* p, Vec<L> v, int n) {
   std::memcpy(p, padded, n * sizeof(T));
 }
 
+// A vector's halves, put together by `f` until one element is left.
+template <int L, class F>
+INLINE float folded_by(Vec<L> v, F f) {
+  if constexpr (L > 4) {
+    Vec<L / 2> halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    return folded_by<L / 2>(f(halves[0], halves[1]), f);
+  } else {
+    return f(f(v[0], v[2]), f(v[1], v[3]));
+  }
+}
 template <int L>
 INLINE float sum(Vec<L> v) {
-  float t[L];
-  store<L>(t, v);
-  for (int width = L / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) t[i] += t[i + width];
-  return t[0];
+  return folded_by<L>(v, [](auto a, auto b) ALWAYS { return a + b; });
 }
 template <int L>
 INLINE float largest(Vec<L> v) {
-  float t[L];
-  store<L>(t, v);
-  for (int width = L / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) t[i] = t[i] > t[i + width] ? t[i] : t[i + width];
-  return t[0];
+  return folded_by<L>(v, [](auto a, auto b) ALWAYS { return a > b ? a : b; });
 }
 
 // exp(x) for x <= 0, to about 1e-7 relative; zero below -87.
