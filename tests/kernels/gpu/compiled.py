@@ -1,0 +1,92 @@
+"""Compiles every kernel for a GPU that is not there, as its wrapper launches it at the shapes of Llama 3.1 8B.
+
+`python -m tests.kernels.gpu.compiled cuda` (or `hip`) prints a line of JSON for each launch: the kernel, the bytes of
+shared memory and, of CUDA, the registers of a thread and the bytes that did not fit into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}
+_PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+
+
+class _Absent:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(target: GPUTarget, calls: Iterator[Callable[[], Any]]) -> Iterator[dict[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        found.append((self.__name__, launch(self, *args, grid=grid, warmup=True, **options)))
+
+    driver.set_active(_Absent(target))
+    JITFunction.run = compile_only
+    for call in calls:
+        call()
+        yield from (_report(name, kernel) for name, kernel in found)
+        found.clear()
+
+
+def _report(name: str, kernel: Any) -> dict[str, Any]:
+    report = {"kernel": name, "shared": kernel.metadata.shared}
+    if "ptx" in kernel.asm:
+        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+            file.write(kernel.asm["ptx"])
+            file.flush()
+            command = [_PTXAS, "-v", "-arch=sm_90a", file.name, "-o", os.devnull]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        report["registers"] = int(re.search(r"Used (\d+) registers", said)[1])
+        report["spilled"] = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+    return report
+
+
+def calls() -> Iterator[Callable[[], Any]]:
+    yield from _attention()
+
+
+def _attention() -> Iterator[Callable[[], Any]]:
+    from tests.kernels.gpu import test_attention as attention
+
+    segments = [(1000, 1), (0, 40)]
+    for options in ({}, {"window": 128, "soft_cap": 50.0, "sinks": torch.zeros(32)}):
+        case = attention.make(32, 8, 128, segments, torch.bfloat16)
+        yield lambda case=case, options=options: attention.run(case, 32, 8, **options)
+    eight = attention.make(32, 8, 128, segments, torch.bfloat16, cache_dtype=torch.float8_e4m3fn)
+    yield lambda: attention.run(eight, 32, 8)
+
+
+if __name__ == "__main__":
+    for line in compiled(TARGETS[sys.argv[1]], calls()):
+        print(json.dumps(line), flush=True)

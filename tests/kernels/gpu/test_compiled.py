@@ -1,0 +1,26 @@
+"""The kernels compile for NVIDIA's and AMD's GPUs, though there is none: what the interpreter takes may not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = {"cuda": 227 << 10, "hip": 64 << 10}  # bytes of shared memory: H100's, MI300's
+
+
+@pytest.mark.parametrize("target", ["cuda", "hip"])
+def test_every_kernel_compiles_and_fits(target, tmp_path):
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.kernels.gpu.compiled", target]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    launches = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"_decode", "_combine", "_prefill"} <= {launch["kernel"] for launch in launches}
+    for launch in launches:
+        assert launch["shared"] <= SHARED[target] and not launch.get("spilled"), launch
