@@ -74,6 +74,8 @@ def _report(name: str, kernel: Any) -> dict[str, Any]:
 
 def calls() -> Iterator[Callable[[], Any]]:
     yield from _attention()
+    yield from _rows()
+    yield from _rope()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -85,6 +87,31 @@ def _attention() -> Iterator[Callable[[], Any]]:
         yield lambda case=case, options=options: attention.run(case, 32, 8, **options)
     eight = attention.make(32, 8, 128, segments, torch.bfloat16, cache_dtype=torch.float8_e4m3fn)
     yield lambda: attention.run(eight, 32, 8)
+
+
+def _rows() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import rows
+
+    x, weight = (torch.zeros(*shape, dtype=torch.bfloat16) for shape in ((2, 4096), (4096,)))
+    yield lambda: rows.rms_norm(x, weight, 1e-5)
+    yield lambda: rows.add_rms_norm(x, x, weight, 1e-5)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        yield lambda dtype=dtype: rows.rms_norm_quantized(x, weight, 1e-5, dtype, x)
+    yield lambda: rows.rms_norm_gradient(x, weight, x, 1e-5)
+    yield lambda: rows.silu_and_mul(x)
+    yield lambda: rows.silu_and_mul_gradient(x, x[:, :2048])
+
+
+def _rope() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import rope
+    from tests.kernels.gpu.test_attention import make
+
+    angle, norm = torch.zeros(64, 64), torch.zeros(128, dtype=torch.bfloat16)
+    for cache_dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        qkv, *where = make(32, 8, 128, [(20, 1)], torch.bfloat16, cache_dtype=cache_dtype)
+        for norms in ((norm, norm), (None, None)):
+            yield lambda a=(qkv, *norms, 1e-6, angle, angle, *where, 0, 32, 8): rope.rope_and_store(*a)
+    yield lambda: rope.rotate(torch.zeros(2, 32, 128, dtype=torch.bfloat16), angle, angle)
 
 
 if __name__ == "__main__":

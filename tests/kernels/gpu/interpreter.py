@@ -32,6 +32,8 @@ def put_right() -> None:
 
 def _cast(builder: Any, source: Any, wanted: Any) -> Any:
     have, want = source.dtype.scalar, wanted.scalar
+    if source.data.dtype == np.bool_:  # of a comparison; the interpreter calls it what was compared
+        have = tl.int1
     if have not in FLOATS and want not in FLOATS:
         values = source.data.astype(interpreter._get_np_dtype(wanted))
     else:
