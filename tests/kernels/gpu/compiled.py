@@ -76,6 +76,7 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _attention()
     yield from _rows()
     yield from _rope()
+    yield from _quantized()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -112,6 +113,17 @@ def _rope() -> Iterator[Callable[[], Any]]:
         for norms in ((norm, norm), (None, None)):
             yield lambda a=(qkv, *norms, 1e-6, angle, angle, *where, 0, 32, 8): rope.rope_and_store(*a)
     yield lambda: rope.rotate(torch.zeros(2, 32, 128, dtype=torch.bfloat16), angle, angle)
+
+
+def _quantized() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import quantized
+    from tests.kernels.gpu.test_quantized import matrix
+
+    for kind in ((8, None, True), (4, 128, False), (4, 64, True), (4, 32, True)):
+        weight, _ = matrix(*kind, 256, 4096)
+        for rows in (1, 64):
+            x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
+            yield lambda x=x, weight=weight: quantized.product(x, weight)
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def _cast(builder: Any, source: Any, wanted: Any) -> Any:
 
 
 def _dot(builder: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
-    """Integers in integers; floats as a tensor core does, products of exact operands summed in float32."""
+    """Integers in integers; floats in float64, then rounded, so that no row knows how many there are."""
     if a.dtype.scalar not in FLOATS:
         product = np.matmul(a.data, b.data, dtype=d.data.dtype)
     else:
-        product = (_tensor(a.data, a.dtype.scalar).float() @ _tensor(b.data, b.dtype.scalar).float()).numpy()
+        product = (_tensor(a.data, a.dtype.scalar).double() @ _tensor(b.data, b.dtype.scalar).double()).float().numpy()
     return interpreter.TensorHandle((product + d.data).astype(d.data.dtype), d.dtype.scalar)
 
 

@@ -13,7 +13,6 @@ from coserve.kernels import KVCache, differentiable, gpu, reference
 from coserve.models.decoder import Decoder
 from tests.tiny import tiny_checkpoint
 
-
 STEPS = [("prefill", (0, 0), (20, 9)), ("prefill", (20, 9), (21, 7)), ("decode", (41, 16), (1, 1))]
 
 
