@@ -77,6 +77,8 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _rows()
     yield from _rope()
     yield from _quantized()
+    yield from _lora()
+    yield from _sampling()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -124,6 +126,25 @@ def _quantized() -> Iterator[Callable[[], Any]]:
         for rows in (1, 64):
             x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
             yield lambda x=x, weight=weight: quantized.product(x, weight)
+
+
+def _lora() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels import LoraLayer, LoraWeights
+    from coserve.kernels.gpu import lora
+
+    bf16 = {"dtype": torch.bfloat16}
+    for rank in (16, 64):
+        layer = LoraLayer({"q_proj": LoraWeights(torch.zeros(rank, 4096, **bf16), torch.zeros(256, rank, **bf16), 1.0)})
+        stack = lora.LoraStack.of([layer], [("q_proj", 0, 256)], 4096, torch.bfloat16, "cpu")
+        rows = (torch.zeros(3, 256, **bf16), torch.zeros(3, 4096, **bf16))
+        yield lambda rows=rows, stack=stack: lora.add_lora(*rows, stack, lora.lora_tiles([(0, 3, 0)], "cpu"))
+
+
+def _sampling() -> Iterator[Callable[[], Any]]:
+    from coserve.engine import SamplingParams
+    from tests.kernels.gpu.test_sampling import drawn
+
+    yield lambda: drawn(torch.zeros(2, 128256, dtype=torch.bfloat16), [SamplingParams()] * 2, [0.5] * 2)
 
 
 if __name__ == "__main__":
