@@ -79,6 +79,8 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _quantized()
     yield from _lora()
     yield from _sampling()
+    yield from _fp8()
+    yield from _experts()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -145,6 +147,25 @@ def _sampling() -> Iterator[Callable[[], Any]]:
     from tests.kernels.gpu.test_sampling import drawn
 
     yield lambda: drawn(torch.zeros(2, 128256, dtype=torch.bfloat16), [SamplingParams()] * 2, [0.5] * 2)
+
+
+def _fp8() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import fp8, quantized
+    from coserve.kernels.gpu.formats import QuantizedRows
+
+    x = torch.zeros(2, 4096, dtype=torch.bfloat16)
+    yield lambda: fp8.quantize_rows(x)
+    matrix = QuantizedRows.of_blocks(torch.zeros(128, 4096).to(torch.float8_e4m3fn), torch.ones(1, 32))
+    yield lambda: quantized.product(x, matrix)
+
+
+def _experts() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import experts
+
+    x, matrices = torch.zeros(2, 1024, dtype=torch.bfloat16), torch.zeros(8, 128, 1024, dtype=torch.bfloat16)
+    assignment = experts.Assignment.of(torch.tensor([[0, 3], [7, 1]]), 8)
+    yield lambda: experts.grouped_product(x, matrices, assignment, gather=True)
+    yield lambda: experts.combine(torch.zeros(4, 128, dtype=torch.bfloat16), torch.ones(2, 2), assignment)
 
 
 if __name__ == "__main__":

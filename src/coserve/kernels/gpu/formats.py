@@ -22,11 +22,13 @@ HALF = 32  # columns whose 4-bit integers are the low halves of as many bytes; t
 class QuantizedRows:
     """A matrix [out, in]; an element is worth `scale * q + min`, with one scale for `group` elements of a row.
 
-    data, 8 bits: int8 [out, width], `width` being `in` padded with zeros to a multiple of 32.
+    data, 8 bits: int8, or 8-bit floats (`of_blocks`), [out, width], `width` being `in` padded with zeros to a multiple
+    of 32.
     data, 4 bits: uint8 [out, width / 2], padded to a multiple of 64. Of each 64 columns, byte j holds column j in its
     low half and column 32 + j in its high half, so that the halves of a tile are two tiles and no byte is shuffled.
     Without mins, q has 8 added to it.
-    scales, mins: float16 [groups, out]: a tile's rows find theirs side by side; `mins` is None in symmetric formats.
+    scales, mins: float16, of 8-bit floats float32, [groups, out]: a tile's rows find theirs side by side; `mins` is
+    None in symmetric formats.
     """
 
     bits: int
@@ -47,10 +49,21 @@ class QuantizedRows:
         mins = None if mins is None else mins.t().contiguous().to(device)
         return cls(weight.bits, weight.shape, weight.group, q.to(device), scales, mins)
 
+    @classmethod
+    def of_blocks(cls, data: Tensor, scales: Tensor, block: int = 128) -> QuantizedRows:
+        """8-bit floats [out, in] with a scale for each square block [out / block, in / block] (DeepSeek-V3, 2024)."""
+        rows, columns = data.shape
+        wanted = (-(-rows // block), -(-columns // block))
+        if tuple(scales.shape) != wanted:
+            raise ValueError(f"the scales are {list(scales.shape)}, where blocks of {block} need {list(wanted)}")
+        padded = F.pad(data.view(torch.uint8), (0, -columns % HALF)).view(data.dtype)  # zero is zero in all formats
+        by_row = scales.float().repeat_interleave(block, 0)[:rows].t().contiguous()
+        return cls(8, (rows, columns), block, padded, by_row)
+
     @property
     def name(self) -> str:
-        """ "int8" or "int4"."""
-        return f"int{self.bits}"
+        """ "int8", "int4" or "float8"."""
+        return "float8" if self.data.is_floating_point() else f"int{self.bits}"
 
     @property
     def nbytes(self) -> int:

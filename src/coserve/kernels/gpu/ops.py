@@ -2,21 +2,12 @@
 
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.rope import rope_and_store, rotate, rotate_gradient
-from coserve.kernels.gpu.rows import (
-    add_rms_norm,
-    rms_norm,
-    rms_norm_gradient,
-    rms_norm_quantized,
-    silu_and_mul,
-    silu_and_mul_gradient,
-)
+from coserve.kernels.gpu.rows import rms_norm, rms_norm_gradient, silu_and_mul, silu_and_mul_gradient
 
 __all__ = [
-    "add_rms_norm",
     "paged_attention",
     "rms_norm",
     "rms_norm_gradient",
-    "rms_norm_quantized",
     "rope_and_store",
     "rotate",
     "rotate_gradient",

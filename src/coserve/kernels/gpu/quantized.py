@@ -129,7 +129,7 @@ def _product(
 def _tile(data, output, place, outputs, width):
     """Bytes [OUTPUTS, n] of the matrix at `place` in its rows; of padding, anything: no row of x meets it."""
     mask = (output < outputs)[:, None] & (place < width)[None, :]
-    return tl.load(data + output.to(tl.int64)[:, None] * width + place[None, :], mask=mask, other=0)
+    return tl.load(data + output.to(tl.int64)[:, None] * width + place[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
