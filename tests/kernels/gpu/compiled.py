@@ -86,12 +86,10 @@ def calls() -> Iterator[Callable[[], Any]]:
 def _attention() -> Iterator[Callable[[], Any]]:
     from tests.kernels.gpu import test_attention as attention
 
-    segments = [(1000, 1), (0, 40)]
-    for options in ({}, {"window": 128, "soft_cap": 50.0, "sinks": torch.zeros(32)}):
-        case = attention.make(32, 8, 128, segments, torch.bfloat16)
+    everything = {"window": 128, "soft_cap": 50.0, "sinks": torch.zeros(32)}
+    for cache_dtype, options in ((torch.bfloat16, {}), (torch.float8_e4m3fn, everything)):
+        case = attention.make(32, 8, 128, [(1000, 1), (0, 40)], torch.bfloat16, cache_dtype=cache_dtype)
         yield lambda case=case, options=options: attention.run(case, 32, 8, **options)
-    eight = attention.make(32, 8, 128, segments, torch.bfloat16, cache_dtype=torch.float8_e4m3fn)
-    yield lambda: attention.run(eight, 32, 8)
 
 
 def _rows() -> Iterator[Callable[[], Any]]:
@@ -123,11 +121,16 @@ def _quantized() -> Iterator[Callable[[], Any]]:
     from coserve.kernels.gpu import quantized
     from tests.kernels.gpu.test_quantized import matrix
 
-    for kind in ((8, None, True), (4, 128, False), (4, 64, True), (4, 32, True)):
+    for rows, *kind in (
+        (1, 8, None, True),
+        (64, 8, 128, False),
+        (1, 4, 32, True),
+        (1, 4, 128, False),
+        (64, 4, 64, True),
+    ):
         weight, _ = matrix(*kind, 256, 4096)
-        for rows in (1, 64):
-            x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
-            yield lambda x=x, weight=weight: quantized.product(x, weight)
+        x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
+        yield lambda x=x, weight=weight: quantized.product(x, weight)
 
 
 def _lora() -> Iterator[Callable[[], Any]]:

@@ -19,7 +19,7 @@ KINDS = [
     (4, None, True),
     (4, 128, False),
 ]
-SHAPES = [(1, 1, 1), (3, 33, 130), (17, 40, 1030)]
+SHAPES = [(1, 1, 1), (3, 33, 130), (17, 40, 390)]
 
 
 def matrix(bits, group, symmetric, n, k) -> tuple[QuantizedRows, torch.Tensor]:
