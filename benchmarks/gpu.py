@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from benchmarks.gpu_cases import Case
-
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.report import Row, print_table, progress, write_json
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_cases import Case
 
 _COPIED = 1 << 30  # bytes
 _MATMUL = 8192
