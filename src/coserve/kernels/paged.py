@@ -63,7 +63,7 @@ class PagedLayout:
     positions, slots: int32 [rows]; slot = block * 16 + offset.
     tiles: int32 [tiles, 4]: first row, number of rows, position of the first row, start of the segment's block table.
     tables: int32 [n]: the segments' block tables, one after the other.
-    segments: int32 [segments, 4]: like tiles, a segment each; those of one row come first.
+    segments: int32 [segments, 4]: like tiles, a segment each; those that decode come first.
     """
 
     positions: Tensor
@@ -71,13 +71,19 @@ class PagedLayout:
     tiles: Tensor
     tables: Tensor
     segments: Tensor
-    single: int  # segments of one row
-    longest: int  # rows of the longest segment
-    context: int  # keys of the longest segment of one row
+    decoding: int  # segments that decode
+    context: int  # keys of the longest of them
+    longest: int  # rows of the longest of the others
 
     @classmethod
-    def build(cls, segments: Sequence[tuple[int, int, Sequence[int]]]) -> PagedLayout:
-        """From (position of the first token, number of tokens, block table) of each segment, in the batch's order."""
+    def build(
+        cls, segments: Sequence[tuple[int, int, Sequence[int]]], decode: Sequence[bool] | None = None
+    ) -> PagedLayout:
+        """From (position of the first token, number of tokens, block table) of each segment, in the batch's order.
+
+        `decode`: which segments, of one token each, are steps of decoding; None: those of one token. On a GPU they have
+        a kernel of their own, with another order of summation: a prompt's last token should not take it by chance.
+        """
         positions, slots, tiles, tables, whole = [], [], [], [], []
         row = table_start = 0
         for start, length, blocks in segments:
@@ -91,16 +97,19 @@ class PagedLayout:
             whole.append((row, length, start, table_start))
             row += length
             table_start += len(table)
-        alone = [segment for segment in whole if segment[1] == 1]
+        if decode is None:
+            decode = [segment[1] == 1 for segment in whole]
+        steps = [segment for segment, wanted in zip(whole, decode, strict=True) if wanted]
+        others = [segment for segment, wanted in zip(whole, decode, strict=True) if not wanted]
         return cls(
             torch.from_numpy(np.concatenate(positions)),
             torch.from_numpy(np.concatenate(slots)),
             torch.from_numpy(np.asarray(tiles, dtype=np.int32)),
             torch.from_numpy(np.concatenate(tables)),
-            torch.tensor(alone + [segment for segment in whole if segment[1] > 1], dtype=torch.int32),
-            single=len(alone),
-            longest=max(length for _, length, _ in segments),
-            context=max((position + 1 for _, _, position, _ in alone), default=0),
+            torch.tensor(steps + others, dtype=torch.int32),
+            decoding=len(steps),
+            context=max((position + 1 for _, _, position, _ in steps), default=0),
+            longest=max((rows for _, rows, _, _ in others), default=0),
         )
 
     def to(self, device: torch.device | str) -> PagedLayout:

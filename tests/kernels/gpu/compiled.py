@@ -131,6 +131,7 @@ def _quantized() -> Iterator[Callable[[], Any]]:
         weight, _ = matrix(*kind, 256, 4096)
         x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
         yield lambda x=x, weight=weight: quantized.product(x, weight)
+    yield lambda weight=weight: quantized.dequantize(weight, torch.bfloat16)
 
 
 def _lora() -> Iterator[Callable[[], Any]]:

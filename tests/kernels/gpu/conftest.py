@@ -27,6 +27,7 @@ def interpreted():
     """The interpreter computes small things by the thousand, which threads only delay, and NaN among them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         yield
     torch.set_num_threads(threads)

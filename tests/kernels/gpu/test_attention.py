@@ -158,8 +158,8 @@ def test_a_row_is_the_same_to_the_bit_in_any_company(window):
 def test_a_prompt_s_row_is_the_same_to_the_bit_however_it_is_cut():
     qkv, layout, cache = make(6, 2, 32, [(0, 90)], torch.float32)
     whole, table, start, parts = run((qkv, layout, cache), 6, 2), layout.tables.tolist(), 0, []
-    for length in (17, 41, 32):
-        piece = PagedLayout.build([(start, length, table)]).to(DEVICE)
+    for length in (17, 41, 31, 1):
+        piece = PagedLayout.build([(start, length, table)], decode=[False]).to(DEVICE)
         parts.append(run((qkv[start : start + length], piece, cache), 6, 2))
         start += length
     assert torch.equal(torch.cat(parts), whole)

@@ -34,6 +34,7 @@ def matrix(bits, group, symmetric, n, k) -> tuple[QuantizedRows, torch.Tensor]:
 def test_the_layout_keeps_every_value(bits, group, symmetric, n, k):
     weight, wanted = matrix(bits, group, symmetric, n, k)
     assert torch.equal(dequantize(weight).cpu().double(), wanted.float().double())
+    close(quantized.dequantize(weight, torch.float32), wanted, torch.float32, tolerance=1e-6)
     assert weight.data.shape[0] == n and weight.nbytes < n * (k + 64) * bits / 8 + 8 * n * (-(-k // 32))
 
 
@@ -57,6 +58,14 @@ def test_columns_are_split_by_the_matrix_s_shape_alone(bits):
     close(whole, x.cpu().double() @ wide.t(), torch.bfloat16)
     for start, end in ((0, 1), (3, 19), (16, 33)):
         assert torch.equal(quantized.product(x[start:end], weight), whole[start:end])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_many_rows_take_the_widened_matrix(bits):
+    weight, wide = matrix(bits, None, True, 20, 1100)
+    x, bias = torch.randn(70, 1100).to(DEVICE), torch.randn(20).to(DEVICE)
+    wanted = x.cpu().double() @ wide.t() + bias.cpu().double()
+    close(quantized.many_rows_product(x, weight, bias), wanted, torch.float32)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

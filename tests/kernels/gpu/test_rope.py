@@ -33,10 +33,12 @@ def wanted(qkv, layout, cache, norms, rotation, heads, kv_heads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(3, 3, 16), (9, 3, 24), (4, 1, 64)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "token_major"),
+    [(3, 3, 16, True), (9, 3, 24, True), (9, 3, 24, False), (4, 1, 64, True)],
+)
 @pytest.mark.parametrize("normed", [True, False])
-@pytest.mark.parametrize("token_major", [True, False])
-def test_rope_and_store_equals_float64(dtype, heads, kv_heads, dim, normed, token_major):
+def test_rope_and_store_equals_float64(dtype, heads, kv_heads, dim, token_major, normed):
     qkv, layout, cache = make(heads, kv_heads, dim, SEGMENTS, dtype, token_major=token_major)
     norms = [torch.randn(dim).to(dtype).to(DEVICE) if normed else None for _ in range(2)]
     rotation = angles(dim)

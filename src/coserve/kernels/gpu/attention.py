@@ -61,22 +61,22 @@ def paged_attention(
         "DIM_PADDED": max(_LEAST_QUERIES, triton.next_power_of_2(dim)),
     }
     common = (qkv, qkv.stride(0), cached, layout.segments, layout.tables, scale)
-    single, several = layout.single, layout.segments.shape[0] - layout.single
-    if single:
+    steps, others = layout.decoding, layout.segments.shape[0] - layout.decoding
+    if steps:
         splits = _most_splits(layout.context if window is None else min(layout.context, window))
-        partial = qkv.new_empty(single, heads, splits, dim, dtype=torch.float32)
-        tops, totals = (qkv.new_empty(single, heads, splits, dtype=torch.float32) for _ in range(2))
-        _decode[(single, kv_heads, splits)](
+        partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
+        tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
+        _decode[(steps, kv_heads, splits)](
             *common, partial, tops, totals, QUERIES=_at_least(group), **shape, num_warps=4, num_stages=3
         )
-        _combine[(single, heads)](
+        _combine[(steps, heads)](
             partial, tops, totals, layout.segments, sinks, out, splits, window or 0, dim, shape["DIM_PADDED"]
         )
-    if several:
+    if others:
         padded = triton.next_power_of_2(group)
         tokens = max(1, _PREFILL_QUERIES // padded)
-        _prefill[(triton.cdiv(layout.longest, tokens), kv_heads, several)](
-            *common, sinks, out, single, TOKENS=tokens, GROUP_PADDED=padded, **shape, num_warps=8, num_stages=2
+        _prefill[(triton.cdiv(layout.longest, tokens), kv_heads, others)](
+            *common, sinks, out, steps, TOKENS=tokens, GROUP_PADDED=padded, **shape, num_warps=8, num_stages=2
         )
     return out
 
@@ -181,7 +181,7 @@ def _decode(
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
 ):
-    """One split of one row's keys, for the heads that share a key head. Grid: segments of one row, kv heads, splits."""
+    """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
     segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     row = tl.load(segments + segment * 4).to(tl.int64)
     position = tl.load(segments + segment * 4 + 2)
@@ -230,7 +230,7 @@ def _combine(
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
 ):
-    """The splits of one row and head. Grid: segments of one row, heads."""
+    """The splits of one row and head. Grid: segments that decode, heads."""
     segment, head = tl.program_id(0), tl.program_id(1)
     heads = tl.num_programs(1)
     row = tl.load(segments + segment * 4).to(tl.int64)
@@ -265,7 +265,7 @@ def _prefill(
     scale,
     sinks,
     out,
-    skipped,  # segments of one row, which come first
+    skipped,  # segments that decode, which come first
     window: tl.constexpr,
     soft_cap: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -277,7 +277,7 @@ def _prefill(
     """Some tokens of one segment, for the heads that share a key head. Grid: runs of tokens, kv heads, segments."""
     kv_head, segment = tl.program_id(1), tl.program_id(2) + skipped
     rows = tl.load(segments + segment * 4 + 1)
-    start = tl.program_id(0) * TOKENS
+    start = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS  # the last ones see most keys, and begin
     if start >= rows:
         return
     row = tl.load(segments + segment * 4).to(tl.int64)

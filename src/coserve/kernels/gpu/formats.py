@@ -71,7 +71,7 @@ class QuantizedRows:
 
 
 def dequantize(weight: QuantizedRows, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix [out, in]: for products of many rows, and for gradients."""
+    """The matrix [out, in], by PyTorch's own ops."""
     columns = weight.shape[1]
     if weight.bits == 8:
         q = weight.data[:, :columns]

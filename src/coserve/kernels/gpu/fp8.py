@@ -54,8 +54,12 @@ def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
     """x [rows, in] @ weight.T + bias [rows, out] in x's format; each row is rounded to 8 bits by itself."""
     if not x.shape[0]:
         return x.new_empty(0, weight.shape[0])
-    q, scales = quantize_rows(x, weight.data.dtype)
-    y = torch._scaled_mm(
+    return product(*quantize_rows(x, weight.data.dtype), weight, bias).to(x.dtype)
+
+
+def product(q: Tensor, scales: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
+    """`linear` of rows that are rounded already, by `quantize_rows` or `rms_norm_quantized`: bfloat16 [rows, out]."""
+    return torch._scaled_mm(
         q,
         weight.data.t(),
         scale_a=scales.unsqueeze(1),
@@ -63,7 +67,6 @@ def linear(x: Tensor, weight: Fp8Weight, bias: Tensor | None = None) -> Tensor:
         bias=None if bias is None else bias.to(torch.bfloat16),
         out_dtype=torch.bfloat16,  # the only one that scales by row give
     )
-    return y.to(x.dtype)
 
 
 @triton.jit

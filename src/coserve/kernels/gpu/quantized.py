@@ -9,6 +9,7 @@ the result depends on neither the number of rows nor its place among them.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +21,7 @@ _MOST_COLUMNS = 128  # of a tile
 _PROGRAMS = 512  # enough to keep a large GPU reading
 _MOST_SPLITS = 8
 _LEAST_STEPS = 4  # tiles of a split
+_WIDENED = 1024  # columns of one row, for one program
 _HALF = tl.constexpr(HALF)
 
 
@@ -58,6 +60,30 @@ def product(x: Tensor, weight: QuantizedRows, bias: Tensor | None = None) -> Ten
     )
     if splits > 1:
         _sum_splits[(rows, triton.cdiv(outputs, 1024))](partial, bias, out, outputs, SPLITS=splits, OUTPUTS=1024)
+    return out
+
+
+def many_rows_product(x: Tensor, weight: QuantizedRows, bias: Tensor | None = None) -> Tensor:
+    """The same of so many rows that arithmetic counts: widened first, then PyTorch's product, in its own order."""
+    return F.linear(x, dequantize(weight, x.dtype), bias)
+
+
+def dequantize(weight: QuantizedRows, dtype: torch.dtype) -> Tensor:
+    """The matrix [out, in], in one pass; for gradients, too."""
+    outputs, columns = weight.shape
+    out = torch.empty(outputs, columns, dtype=dtype, device=weight.data.device)
+    _dequantize[(outputs, triton.cdiv(columns, _WIDENED))](
+        weight.data,
+        weight.scales,
+        weight.mins,
+        out,
+        outputs,
+        columns,
+        weight.data.shape[1],
+        weight.group,
+        BITS=weight.bits,
+        COLUMNS=_WIDENED,
+    )
     return out
 
 
@@ -158,3 +184,24 @@ def _sum_splits(partial, bias, out, outputs, SPLITS: tl.constexpr, OUTPUTS: tl.c
     if bias is not None:
         total += tl.load(bias + output, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + row * outputs + output, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _dequantize(data, scales, mins, out, outputs, columns, width, group, BITS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Grid: rows, parts of a row."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    mask = column < columns
+    if BITS == 8:
+        q = tl.load(data + row * width + column, mask=mask, other=0.0).to(tl.float32)
+    else:
+        pair = column % (2 * _HALF)
+        byte = tl.load(data + row * width + column // (2 * _HALF) * _HALF + pair % _HALF, mask=mask, other=0)
+        q = tl.where(pair < _HALF, byte & 15, byte >> 4).to(tl.float32)
+        if mins is None:
+            q -= 8
+    at = column // group * outputs + row
+    q *= tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
+    if mins is not None:
+        q += tl.load(mins + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * columns + column, q.to(out.dtype.element_ty), mask=mask)
