@@ -25,7 +25,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}
-_PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
 class _Absent:
@@ -61,14 +61,14 @@ def compiled(target: GPUTarget, calls: Iterator[Callable[[], Any]]) -> Iterator[
 
 def _report(name: str, kernel: Any) -> dict[str, Any]:
     report = {"kernel": name, "shared": kernel.metadata.shared}
-    if "ptx" in kernel.asm:
-        with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-            file.write(kernel.asm["ptx"])
+    if "cubin" in kernel.asm:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(kernel.asm["cubin"])
             file.flush()
-            command = [_PTXAS, "-v", "-arch=sm_90a", file.name, "-o", os.devnull]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-        report["registers"] = int(re.search(r"Used (\d+) registers", said)[1])
-        report["spilled"] = sum(map(int, re.findall(r"(\d+) bytes spill", said)))
+            command = [_CUOBJDUMP, "--dump-resource-usage", file.name]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        report["registers"] = int(re.search(r"REG:(\d+)", said)[1])
+        report["spilled"] = int(re.search(r"STACK:(\d+)", said)[1])
     return report
 
 

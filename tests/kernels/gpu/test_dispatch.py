@@ -40,9 +40,11 @@ def logits(decoder: Decoder, *, token_major: bool) -> torch.Tensor:
     return torch.cat(out)
 
 
-@pytest.mark.parametrize(("family", "options"), [("qwen3", {}), ("mistral", {"sliding_window": 24})])
-def test_a_decoder_s_logits_are_those_of_the_cpu(tmp_path, monkeypatch, family, options):
-    decoder = Decoder.from_directory(tiny_checkpoint(tmp_path, family, **options), dtype=torch.float32)
+def test_a_decoder_s_logits_are_those_of_the_cpu(tmp_path, monkeypatch):
+    """With head norms in all layers, and a window in the second."""
+    options = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
+    decoder = Decoder.from_directory(tiny_checkpoint(tmp_path, "qwen3", **options), dtype=torch.float32)
+    assert decoder.config.qk_norm and decoder.config.sliding_windows == (None, 24)
     wanted = logits(decoder, token_major=False)
     monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
     assert (logits(decoder, token_major=True) - wanted).abs().max() < 1e-4
