@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.kernels import BLOCK_SIZE, KVCache, LoraLayer, LoraWeights, PagedLayout, reference
-from coserve.kernels.gpu import experts, fp8, lora, quantized, rope, rows, sampling
+from coserve.kernels.gpu import experts, fp8, lora, products, rope, rows, sampling
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.formats import QuantizedRows, dequantize
 from coserve.kernels.quantized import quantize
@@ -71,7 +71,7 @@ def all_cases(shape: Shape) -> Iterator[Case]:
     yield _activation(shape, shape.prompt)
     yield _rope(shape, shape.streams[-1])
     for number in shape.streams:
-        yield _bfloat16(shape, number)
+        yield from _bfloat16(shape, number)
         yield from (_quantized(shape, number, *kind) for kind in ((8, None), (4, 128), (4, 64), (4, 32)))
         yield _fp8(shape, number)
     yield _fp8(shape, shape.prompt)
@@ -277,12 +277,13 @@ def _product(
     )
 
 
-def _bfloat16(s: Shape, n: int) -> Case:
-    """PyTorch's own, to compare with."""
+def _bfloat16(s: Shape, n: int) -> Iterator[Case]:
+    """With PyTorch's own to compare with."""
     size = 2.0 * s.hidden * s.intermediate
     weights = [_random(s.intermediate, s.hidden, scale=s.hidden**-0.5) for _ in range(s.copies(size))]
     wide = weights[0].double
-    return _product("bf16 product (PyTorch)", s, n, weights, size, F.linear, wide, 1e-2, promises_rows=False)
+    yield _product("bf16 product", s, n, weights, size, products.product, wide, 1e-2)
+    yield _product("bf16 product (PyTorch)", s, n, weights, size, F.linear, wide, 1e-2, promises_rows=False)
 
 
 def _quantized(s: Shape, n: int, bits: int, group: int | None) -> Case:
@@ -292,7 +293,7 @@ def _quantized(s: Shape, n: int, bits: int, group: int | None) -> Case:
     weights = [first] + [_copied(first) for _ in range(s.copies(first.nbytes) - 1)]
     name = f"int{bits} product, {f'groups of {group}' if group else 'by row'}"
     wide = lambda: dequantize(first).double()  # noqa: E731
-    return _product(name, s, n, weights, float(first.nbytes), quantized.product, wide, 1e-2)
+    return _product(name, s, n, weights, float(first.nbytes), products.product, wide, 1e-2)
 
 
 def _copied(w: QuantizedRows) -> QuantizedRows:

@@ -76,7 +76,7 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _attention()
     yield from _rows()
     yield from _rope()
-    yield from _quantized()
+    yield from _products()
     yield from _lora()
     yield from _sampling()
     yield from _fp8()
@@ -117,9 +117,9 @@ def _rope() -> Iterator[Callable[[], Any]]:
     yield lambda: rope.rotate(torch.zeros(2, 32, 128, dtype=torch.bfloat16), angle, angle)
 
 
-def _quantized() -> Iterator[Callable[[], Any]]:
-    from coserve.kernels.gpu import quantized
-    from tests.kernels.gpu.test_quantized import matrix
+def _products() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import products
+    from tests.kernels.gpu.test_products import matrix
 
     for rows, *kind in (
         (1, 8, None, True),
@@ -130,8 +130,9 @@ def _quantized() -> Iterator[Callable[[], Any]]:
     ):
         weight, _ = matrix(*kind, 256, 4096)
         x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
-        yield lambda x=x, weight=weight: quantized.product(x, weight)
-    yield lambda weight=weight: quantized.dequantize(weight, torch.bfloat16)
+        yield lambda x=x, weight=weight: products.product(x, weight)
+    yield lambda: products.product(x, torch.zeros(256, 4096, dtype=torch.bfloat16))
+    yield lambda weight=weight: products.dequantize(weight, torch.bfloat16)
 
 
 def _lora() -> Iterator[Callable[[], Any]]:
@@ -154,13 +155,13 @@ def _sampling() -> Iterator[Callable[[], Any]]:
 
 
 def _fp8() -> Iterator[Callable[[], Any]]:
-    from coserve.kernels.gpu import fp8, quantized
+    from coserve.kernels.gpu import fp8, products
     from coserve.kernels.gpu.formats import QuantizedRows
 
     x = torch.zeros(2, 4096, dtype=torch.bfloat16)
     yield lambda: fp8.quantize_rows(x)
     matrix = QuantizedRows.of_blocks(torch.zeros(128, 4096).to(torch.float8_e4m3fn), torch.ones(1, 32))
-    yield lambda: quantized.product(x, matrix)
+    yield lambda: products.product(x, matrix)
 
 
 def _experts() -> Iterator[Callable[[], Any]]:

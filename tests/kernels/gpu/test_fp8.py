@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coserve.kernels.gpu import fp8, quantized
+from coserve.kernels.gpu import fp8, products
 from coserve.kernels.gpu.formats import QuantizedRows, dequantize
 from tests.kernels.gpu.oracle import DEVICE, close
 
@@ -64,6 +64,6 @@ def test_a_matrix_with_a_scale_for_each_block_equals_float64(dtype):
     assert weight.name == "float8" and weight.shape == (150, 300)
     close(dequantize(weight), wide, torch.float32)
     x = torch.randn(3, 300).to(dtype).to(DEVICE)
-    close(quantized.product(x, weight), x.cpu().double() @ wide.t(), dtype)
+    close(products.product(x, weight), x.cpu().double() @ wide.t(), dtype)
     with pytest.raises(ValueError, match="blocks of 128"):
         QuantizedRows.of_blocks(data, scales[:1])

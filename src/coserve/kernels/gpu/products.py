@@ -1,4 +1,4 @@
-"""Products of few rows with matrices of 8- or 4-bit integers, which are widened in registers.
+"""Products of few rows with a matrix: of floats, or of 8- or 4-bit elements that are widened in registers.
 
 Reading the matrix is what such a product takes. Each program reads a tile of its rows along a part of the columns;
 groups are multiplied by their scale after their products have been summed, so that integers go into the tensor cores
@@ -25,36 +25,40 @@ _WIDENED = 1024  # columns of one row, for one program
 _HALF = tl.constexpr(HALF)
 
 
-def product(x: Tensor, weight: QuantizedRows, bias: Tensor | None = None) -> Tensor:
-    """x [rows, in] float -> x @ weight.T + bias [rows, out] in x's format.
+def product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None = None) -> Tensor:
+    """x [rows, in] float, weight [out, in] -> x @ weight.T + bias [rows, out] in x's format.
 
     Meant for up to some 64 rows; the matrix is read once for each 32 of them.
     """
     rows, (outputs, columns) = x.shape[0], weight.shape
     if not rows:
         return x.new_empty(0, outputs)
-    step = _tile_columns(weight)
+    matrix: tuple[Tensor, Tensor | None, Tensor | None]
+    if isinstance(weight, Tensor):
+        matrix, group, step = (weight.contiguous(), None, None), columns, _MOST_COLUMNS
+        bits = 8 * weight.itemsize
+    else:
+        matrix, group, step = (weight.data, weight.scales, weight.mins), weight.group, _tile_columns(weight)
+        bits = weight.bits
     splits, length = _splits(outputs, columns, step)
     out = x.new_empty(rows, outputs)
     partial = out if splits == 1 else x.new_empty(splits, rows, outputs, dtype=torch.float32)
     tile_rows = 16 if rows <= 16 else 32
     _product[(triton.cdiv(rows, tile_rows), triton.cdiv(outputs, _OUTPUTS), splits)](
         x.contiguous(),
-        weight.data,
-        weight.scales,
-        weight.mins,
+        *matrix,
         bias if splits == 1 else None,
         partial,
         rows,
         outputs,
         columns,
-        weight.group,
+        group,
         length,
-        BITS=weight.bits,
+        BITS=bits,
         ROWS=tile_rows,
         OUTPUTS=_OUTPUTS,
         COLUMNS=step,
-        ONE_SCALE=weight.group % (2 * HALF) == 0 or weight.group >= columns,
+        ONE_SCALE=group % (2 * HALF) == 0 or group >= columns,
         num_warps=4,
         num_stages=4,
     )
@@ -128,9 +132,9 @@ def _product(
     split = tl.program_id(2)
     acc = tl.zeros([ROWS, OUTPUTS], tl.float32)
     for first in range(split * length, tl.minimum(columns, (split + 1) * length), COLUMNS):
-        if BITS == 8:
+        if BITS > 4:
             column = first + tl.arange(0, COLUMNS)
-            width = tl.cdiv(columns, _HALF) * _HALF
+            width = tl.cdiv(columns, _HALF) * _HALF if scales is not None else columns
             q = _tile(data, output, column, outputs, width)
             acc += _scaled(x, q, scales, mins, row, output, column, first // group, rows, outputs, columns)
         else:
@@ -153,19 +157,21 @@ def _product(
 
 @triton.jit
 def _tile(data, output, place, outputs, width):
-    """Bytes [OUTPUTS, n] of the matrix at `place` in its rows; of padding, anything: no row of x meets it."""
+    """Elements [OUTPUTS, n] of the matrix at `place` in its rows; zeros behind them."""
     mask = (output < outputs)[:, None] & (place < width)[None, :]
     return tl.load(data + output.to(tl.int64)[:, None] * width + place[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def _scaled(x, q, scales, mins, row, output, column, group, rows, outputs, columns):
-    """x [rows, n] times integers [OUTPUTS, n] of one group, with its scales and mins: float32 [rows, OUTPUTS]."""
+    """x [rows, n] times elements [OUTPUTS, n] of one group, with its scales and mins: float32 [rows, OUTPUTS]."""
     mask = (row < rows)[:, None] & (column < columns)[None, :]
     part = tl.load(x + row.to(tl.int64)[:, None] * columns + column[None, :], mask=mask, other=0.0)
     inside = output < outputs
-    scale = tl.load(scales + group * outputs + output, mask=inside, other=0.0).to(tl.float32)
-    result = tl.dot(part, tl.trans(q.to(part.dtype)), input_precision="ieee") * scale[None, :]
+    result = tl.dot(part, tl.trans(q.to(part.dtype)), input_precision="ieee")
+    if scales is not None:
+        scale = tl.load(scales + group * outputs + output, mask=inside, other=0.0).to(tl.float32)
+        result *= scale[None, :]
     if mins is not None:
         least = tl.load(mins + group * outputs + output, mask=inside, other=0.0).to(tl.float32)
         result += tl.sum(part.to(tl.float32), 1)[:, None] * least[None, :]
