@@ -149,8 +149,11 @@ def _lora() -> Iterator[Callable[[], Any]]:
 
 def _sampling() -> Iterator[Callable[[], Any]]:
     from coserve.engine import SamplingParams
+    from coserve.kernels.gpu.sampling import shape
     from tests.kernels.gpu.test_sampling import drawn
 
+    numbers = torch.zeros(5)
+    yield lambda: shape(torch.zeros(2, 128256), numbers.long(), numbers, numbers)
     yield lambda: drawn(torch.zeros(2, 128256, dtype=torch.bfloat16), [SamplingParams()] * 2, [0.5] * 2)
 
 

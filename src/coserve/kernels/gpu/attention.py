@@ -217,7 +217,7 @@ def _decode(
     tl.store(totals + place, total, mask=member < GROUP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def _combine(
     partial,
     tops,
@@ -255,7 +255,7 @@ def _combine(
     tl.store(out + (row * heads + head) * DIM + dims, result.to(out.dtype.element_ty), mask=dims < DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["skipped"])
 def _prefill(
     q,
     q_stride,

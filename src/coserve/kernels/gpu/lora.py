@@ -109,7 +109,7 @@ def add_lora(y: Tensor, x: Tensor, stack: LoraStack, tiles: Tensor) -> None:
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _shrink(
     x,
     a,
@@ -144,7 +144,7 @@ def _shrink(
     tl.store(reduced + at, acc, mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _expand(
     reduced,
     b,

@@ -107,7 +107,7 @@ def _splits(outputs: int, columns: int, step: int) -> tuple[int, int]:
     return triton.cdiv(steps, length), length * step
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x,
     data,

@@ -48,6 +48,29 @@ def sample(
     return out
 
 
+def shape(logits: Tensor, places: Tensor, factors: Tensor, added: Tensor) -> None:
+    """Penalties and biases, in place: a logit above zero is divided by its factor, others are multiplied; then added to.
+
+    logits float32 [rows, vocab] contiguous. Of n logits: places int64 [n] (row * vocab + token, none twice), factors
+    float32 (the repetition penalty, 1 = none) and added float32 (bias less presence and frequency penalties).
+    """
+    n = places.shape[0]
+    if n:
+        _shape[(triton.cdiv(n, _CHUNK),)](logits, places, factors, added, n, CHUNK=_CHUNK)
+
+
+@triton.jit(do_not_specialize=["n"])
+def _shape(logits, places, factors, added, n, CHUNK: tl.constexpr):
+    """Grid: runs of places."""
+    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
+    mask = at < n
+    place = tl.load(places + at, mask=mask, other=0)
+    factor = tl.load(factors + at, mask=mask, other=1.0)
+    values = tl.load(logits + place, mask=mask, other=0.0)
+    values = tl.where(values > 0, values / factor, values * factor) + tl.load(added + at, mask=mask, other=0.0)
+    tl.store(logits + place, values, mask=mask)
+
+
 @triton.jit
 def _loaded(logits, at, mask):
     """In float32; NaN counts as a token that is never chosen."""
