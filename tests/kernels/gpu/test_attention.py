@@ -99,8 +99,9 @@ def test_a_long_row_in_all_its_splits():
     close(run(case, 2, 1, window=4321), wanted(*case, 2, 1, window=4321), torch.float32)
 
 
-def test_slots_never_written_do_not_leak_even_as_nan():
-    case = make(4, 2, 32, [(0, 5), (0, 21), (3, 1)], torch.float32)
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float8_e4m3fn])
+def test_slots_never_written_do_not_leak_even_as_nan(cache_dtype):
+    case = make(4, 2, 32, [(0, 5), (0, 21), (3, 1)], torch.float32, cache_dtype=cache_dtype)
     layout, cache = case[1], case[2]
     written = set()
     for _, rows, position, table in layout.segments.tolist():
@@ -111,6 +112,9 @@ def test_slots_never_written_do_not_leak_even_as_nan():
             if (block, inside) not in written:
                 cache.keys[0][block, :, :, inside] = torch.nan
                 cache.values[0][block, :, inside] = torch.nan
+                for scales in (cache.key_scales, cache.value_scales):
+                    if scales is not None:
+                        scales[0][block, :, inside] = torch.nan
     assert torch.isfinite(run(case, 4, 2)).all()
 
 

@@ -49,7 +49,7 @@ def sample(
 
 
 def shape(logits: Tensor, places: Tensor, factors: Tensor, added: Tensor) -> None:
-    """Penalties and biases, in place: a logit above zero is divided by its factor, others are multiplied; then added to.
+    """Penalties and biases, in place: a logit above zero is divided by its factor, another multiplied; then added to.
 
     logits float32 [rows, vocab] contiguous. Of n logits: places int64 [n] (row * vocab + token, none twice), factors
     float32 (the repetition penalty, 1 = none) and added float32 (bias less presence and frequency penalties).
