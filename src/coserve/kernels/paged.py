@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -113,5 +113,5 @@ class PagedLayout:
         )
 
     def to(self, device: torch.device | str) -> PagedLayout:
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors)
+        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
+        return PagedLayout(**moved)

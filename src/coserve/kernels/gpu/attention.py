@@ -67,7 +67,7 @@ def paged_attention(
         partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
         tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
         _decode[(steps, kv_heads, splits)](
-            *common, partial, tops, totals, QUERIES=_at_least(group), **shape, num_warps=4, num_stages=3
+            *common, partial, tops, totals, QUERIES=_decode_queries(group), **shape, num_warps=4, num_stages=3
         )
         _combine[(steps, heads)](
             partial, tops, totals, layout.segments, sinks, out, splits, window or 0, dim, shape["DIM_PADDED"]
@@ -81,7 +81,8 @@ def paged_attention(
     return out
 
 
-def _at_least(group: int) -> int:
+def _decode_queries(group: int) -> int:
+    """Rows of a decode tile: the heads that share a key head, and what pads them."""
     return max(_LEAST_QUERIES, triton.next_power_of_2(group))
 
 
@@ -93,7 +94,10 @@ def _most_splits(keys: int) -> int:
 @triton.jit
 def _visible(position, window: tl.constexpr):
     """The first key that a query sees, and the beginning of that key's tile."""
-    oldest = tl.maximum(0, position - window + 1) if window > 0 else position * 0
+    if window > 0:
+        oldest = tl.maximum(0, position - window + 1)
+    else:
+        oldest = 0
     return oldest, oldest // _KEYS * _KEYS
 
 
