@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -113,5 +113,11 @@ class PagedLayout:
         )
 
     def to(self, device: torch.device | str) -> PagedLayout:
-        moved = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in vars(self).items()}
-        return PagedLayout(**moved)
+        return replace(
+            self,
+            positions=self.positions.to(device),
+            slots=self.slots.to(device),
+            tiles=self.tiles.to(device),
+            tables=self.tables.to(device),
+            segments=self.segments.to(device),
+        )
