@@ -11,8 +11,12 @@ import torch
 from coserve.engine.batch import Batch, Segment
 from coserve.kernels import KVCache, differentiable, gpu, reference
 from coserve.models.decoder import Decoder
+from tests.kernels.gpu.oracle import DEVICE
 from tests.tiny import tiny_checkpoint
 
+interpreted = pytest.mark.skipif(
+    DEVICE != "cpu", reason="tensors of a CPU stand in for a GPU's: in the interpreter only"
+)
 STEPS = [("prefill", (0, 0), (20, 9)), ("prefill", (20, 9), (21, 7)), ("decode", (41, 16), (1, 1))]
 
 
@@ -40,6 +44,7 @@ def logits(decoder: Decoder, *, token_major: bool) -> torch.Tensor:
     return torch.cat(out)
 
 
+@interpreted
 def test_a_decoder_s_logits_are_those_of_the_cpu(tmp_path, monkeypatch):
     """With head norms in all layers, and a window in the second."""
     options = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1}
@@ -50,6 +55,7 @@ def test_a_decoder_s_logits_are_those_of_the_cpu(tmp_path, monkeypatch):
     assert (logits(decoder, token_major=True) - wanted).abs().max() < 1e-4
 
 
+@interpreted
 @pytest.mark.usefixtures("as_on_gpu")
 def test_gradients_go_through_the_kernels():
     x, weight = torch.randn(3, 4, 24, requires_grad=True), torch.randn(24, requires_grad=True)
