@@ -77,7 +77,9 @@ class Batch:
         return cls(
             segments,
             torch.tensor(tokens),
-            PagedLayout.build([(s.start, len(s.tokens), s.blocks) for s in segments]),
+            PagedLayout.build(
+                [(s.start, len(s.tokens), s.blocks) for s in segments], [s.kind == "decode" for s in segments]
+            ),
             adapters,
             torch.tensor(logit_rows, dtype=torch.int64),
             pairs,

@@ -1,7 +1,8 @@
 """The operations that a decoder is made of, each with a PyTorch reference and, where it pays, a CPU kernel.
 
 `linear` (matrix products, and LoRA on top of them), `paged` (the KV cache's layout), `ops` (norms, RoPE with the KV
-write, paged attention: the native library if it is there, else `reference`). No models, no scheduling in here.
+write, paged attention: the native library if it is there, else `reference`; on a GPU `gpu`). No models, no scheduling
+in here.
 """
 
 from coserve.kernels.linear import LoraLayer, LoraRows, LoraWeights, linear, lora_linear

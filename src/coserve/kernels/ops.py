@@ -1,4 +1,6 @@
-"""Norms, activation, RoPE with the KV write, and paged attention: native on CPU where built, else PyTorch's ops.
+"""Norms, activation, RoPE with the KV write, and paged attention.
+
+By where the rows are: on a GPU in Triton; on a CPU native where built, else PyTorch's ops.
 
 With gradients enabled, norms and activation are those of `differentiable`; the others have none.
 """
@@ -11,15 +13,18 @@ import torch
 from torch import Tensor
 
 from coserve.kernels import differentiable, reference
+from coserve.kernels.gpu import kernels_for
 from coserve.kernels.native import kernel, pointer
 from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [rows, n] -> [rows, n]."""
-    run = kernel("rms_norm", x.dtype)
     if torch.is_grad_enabled():
         return differentiable.rms_norm(x, weight, eps)
+    if gpu := kernels_for(x):
+        return gpu.rms_norm(x, weight, eps)
+    run = kernel("rms_norm", x.dtype)
     if run is None:
         return reference.rms_norm(x, weight, eps)
     x = x.contiguous()
@@ -30,9 +35,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def silu_and_mul(x: Tensor) -> Tensor:
     """x [rows, 2n] -> [rows, n]: silu of the first half times the second."""
-    run = kernel("silu_and_mul", x.dtype)
     if torch.is_grad_enabled():
         return differentiable.silu_and_mul(x)
+    if gpu := kernels_for(x):
+        return gpu.silu_and_mul(x)
+    run = kernel("silu_and_mul", x.dtype)
     if run is None:
         return reference.silu_and_mul(x)
     out = x.new_empty(x.shape[0], x.shape[1] // 2)
@@ -57,6 +64,8 @@ def rope_and_store(
 
     qkv [rows, (heads + 2 kv_heads) * head_dim] contiguous; cos, sin [positions, head_dim / 2] float32.
     """
+    if gpu := kernels_for(qkv):
+        return gpu.rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
     run = kernel("rope_and_store", qkv.dtype)
     if run is None:
         return reference.rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
@@ -92,6 +101,8 @@ def paged_attention(
 
     qkv as `rope_and_store` left it. `window`: how many keys a query sees, itself included; None = all.
     """
+    if gpu := kernels_for(qkv):
+        return gpu.paged_attention(qkv, layout, cache, layer, heads, kv_heads, scale, window)
     dim = qkv.shape[1] // (heads + 2 * kv_heads)
     run = kernel("paged_attention", qkv.dtype)
     if run is None or dim % BLOCK_SIZE:

@@ -234,7 +234,8 @@ class Decoder:
 
     def new_cache(self, blocks: int) -> KVCache:
         c = self.config
-        return KVCache(c.num_hidden_layers, blocks, c.num_key_value_heads, c.head_dim, self.dtype)
+        device = self.embed.device
+        return KVCache(c.num_hidden_layers, blocks, c.num_key_value_heads, c.head_dim, self.dtype, device=device)
 
     def forward(
         self,

@@ -1,0 +1,320 @@
+"""Paged attention: one query token over its whole sequence (decode), and runs of tokens of a prompt (prefill).
+
+Online softmax (Milakov & Gimelshein, 2018) over tiles of 64 keys, as in FlashAttention-2 (Dao, 2023). A decode row's
+keys are split over programs and combined afterwards (Flash-Decoding, 2023). Where the splits lie follows from the
+row's own length, never from the batch, so that its numbers are the same in any company.
+
+The heads that share a key head go through one product together. Scores are kept in powers of two: `exp2` is what the
+hardware has.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
+
+KEYS = 64  # of one tile
+LEAST_SPLIT = 128  # keys; a multiple of KEYS
+MOST_SPLITS = 32  # of one row; the combining step reads so many partial results at once
+_PREFILL_QUERIES = 128  # (token, head) pairs of one prefill tile
+_LEAST_QUERIES = 16  # what a tensor core takes
+
+_PAGE = tl.constexpr(BLOCK_SIZE)
+_KEYS, _LEAST_SPLIT, _MOST_SPLITS = tl.constexpr(KEYS), tl.constexpr(LEAST_SPLIT), tl.constexpr(MOST_SPLITS)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+def paged_attention(
+    qkv: Tensor,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of each row's query to the cached keys of its own segment -> [rows, heads * head_dim].
+
+    qkv [rows, (heads + 2 kv_heads) * head_dim], as `rope_and_store` left it. `window`: how many keys a query sees,
+    itself included; None = all. `soft_cap`: scores become cap * tanh(score / cap) (Gemma 2, 2024). `sinks` [heads]: a
+    logit of each head that takes its share of the softmax and adds nothing (gpt-oss, 2025).
+    """
+    dim = qkv.shape[1] // (heads + 2 * kv_heads)
+    out = qkv.new_empty(qkv.shape[0], heads * dim)
+    keys, values = cache.keys[layer], cache.values[layer]
+    key_scales = None if cache.key_scales is None else cache.key_scales[layer]
+    value_scales = None if cache.value_scales is None else cache.value_scales[layer]
+    cached = (keys, values, key_scales, value_scales, keys.stride(), values.stride())
+    group = heads // kv_heads
+    shape = {
+        "window": window or 0,
+        "soft_cap": soft_cap,
+        "GROUP": group,
+        "DIM": dim,
+        "DIM_PADDED": max(_LEAST_QUERIES, triton.next_power_of_2(dim)),
+    }
+    common = (qkv, qkv.stride(0), cached, layout.segments, layout.tables, scale)
+    steps, others = layout.decoding, layout.segments.shape[0] - layout.decoding
+    if steps:
+        splits = _most_splits(layout.context if window is None else min(layout.context, window))
+        partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
+        tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
+        _decode[(steps, kv_heads, splits)](
+            *common, partial, tops, totals, QUERIES=_decode_queries(group), **shape, num_warps=4, num_stages=3
+        )
+        _combine[(steps, heads)](
+            partial, tops, totals, layout.segments, sinks, out, splits, window or 0, dim, shape["DIM_PADDED"]
+        )
+    if others:
+        padded = triton.next_power_of_2(group)
+        tokens = max(1, _PREFILL_QUERIES // padded)
+        _prefill[(triton.cdiv(layout.longest, tokens), kv_heads, others)](
+            *common, sinks, out, steps, TOKENS=tokens, GROUP_PADDED=padded, **shape, num_warps=8, num_stages=2
+        )
+    return out
+
+
+def _decode_queries(group: int) -> int:
+    """Rows of a decode tile: the heads that share a key head, and what pads them."""
+    return max(_LEAST_QUERIES, triton.next_power_of_2(group))
+
+
+def _most_splits(keys: int) -> int:
+    """Enough for a row that sees so many keys, wherever in a tile the first of them lies."""
+    return min(MOST_SPLITS, triton.cdiv(keys + KEYS - 1, LEAST_SPLIT))
+
+
+@triton.jit
+def _visible(position, window: tl.constexpr):
+    """The first key that a query sees, and the beginning of that key's tile."""
+    if window > 0:
+        oldest = tl.maximum(0, position - window + 1)
+    else:
+        oldest = 0
+    return oldest, oldest // _KEYS * _KEYS
+
+
+@triton.jit
+def _split_length(keys):
+    """Keys in each split of a row that reads so many."""
+    return tl.maximum(_LEAST_SPLIT, tl.cdiv(tl.cdiv(keys, _MOST_SPLITS), _KEYS) * _KEYS)
+
+
+@triton.jit
+def _attend(
+    q,  # [queries, DIM_PADDED]
+    positions,  # [queries]; below zero: sees nothing
+    head,  # of the cache
+    table,
+    first,  # a multiple of the tile
+    oldest,  # keys before it, and from `last` on, may hold anything, even NaN
+    last,
+    cached,  # keys, values, their scales or None, their strides
+    scale,
+    window: tl.constexpr,
+    soft_cap: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+):
+    """Each query over the keys [first, last): the weighted values [queries, DIM_PADDED], not yet divided by the sum of
+    the weights; the highest score, in powers of two; that sum."""
+    keys, values, key_scales, value_scales, k_strides, v_strides = cached
+    k_block, k_head, k_dim, k_token = k_strides
+    v_block, v_head, v_token, v_dim = v_strides
+    QUERIES: tl.constexpr = q.shape[0]
+    dims = tl.arange(0, DIM_PADDED)
+    acc = tl.zeros([QUERIES, DIM_PADDED], tl.float32)
+    top = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    for start in range(first, last, _KEYS):
+        token = start + tl.arange(0, _KEYS)
+        valid = (token >= oldest) & (token < last)
+        block = tl.load(table + token // _PAGE, mask=valid, other=0).to(tl.int64)
+        inside = token % _PAGE
+        mask = valid[:, None] & (dims < DIM)[None, :]
+        k_at = (block * k_block + head * k_head + inside * k_token)[:, None] + (dims * k_dim)[None, :]
+        k = tl.load(keys + k_at, mask=mask, other=0.0).to(q.dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        if key_scales is not None:
+            at = block * (k_block // DIM) + head * _PAGE + inside
+            scores *= tl.load(key_scales + at, mask=valid, other=0.0)[None, :]
+        if soft_cap is not None:
+            scores = soft_cap * (2 * tl.sigmoid(2 * scores / soft_cap) - 1)  # tanh
+        scores *= _LOG2_E
+        seen = valid[None, :] & (token[None, :] <= positions[:, None])
+        if window > 0:
+            seen &= token[None, :] > positions[:, None] - window
+        scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)  # nothing seen so far: no -inf from -inf
+        correction = tl.exp2(top - base)
+        weights = tl.exp2(scores - base[:, None])
+        total = total * correction + tl.sum(weights, 1)
+        top = new_top
+        if value_scales is not None:
+            at = block * (v_block // DIM) + head * _PAGE + inside
+            weights *= tl.load(value_scales + at, mask=valid, other=0.0)[None, :]
+        v_at = (block * v_block + head * v_head + inside * v_token)[:, None] + (dims * v_dim)[None, :]
+        v = tl.load(values + v_at, mask=mask, other=0.0).to(q.dtype)
+        acc = acc * correction[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+    return acc, top, total
+
+
+@triton.jit
+def _decode(
+    q,
+    q_stride,
+    cached,
+    segments,
+    tables,
+    scale,
+    partial,
+    tops,
+    totals,
+    window: tl.constexpr,
+    soft_cap: tl.constexpr,
+    QUERIES: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+):
+    """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
+    segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row = tl.load(segments + segment * 4).to(tl.int64)
+    position = tl.load(segments + segment * 4 + 2)
+    table = tables + tl.load(segments + segment * 4 + 3)
+    oldest, first = _visible(position, window)
+    length = _split_length(position + 1 - first)
+    first += split * length
+    if first > position:
+        return
+    last = tl.minimum(position + 1, first + length)
+    member, dims = tl.arange(0, QUERIES), tl.arange(0, DIM_PADDED)
+    head = kv_head * GROUP + member
+    mask = (member < GROUP)[:, None] & (dims < DIM)[None, :]
+    queries = tl.load(q + row * q_stride + head[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    acc, top, total = _attend(
+        queries,
+        tl.where(member < GROUP, position, -1),
+        kv_head,
+        table,
+        first,
+        oldest,
+        last,
+        cached,
+        scale,
+        window,
+        soft_cap,
+        DIM,
+        DIM_PADDED,
+    )
+    place = (segment * tl.num_programs(1) * GROUP + head).to(tl.int64) * tl.num_programs(2) + split
+    tl.store(partial + place[:, None] * DIM + dims[None, :], acc, mask=mask)
+    tl.store(tops + place, top, mask=member < GROUP)
+    tl.store(totals + place, total, mask=member < GROUP)
+
+
+@triton.jit(do_not_specialize=["stride"])
+def _combine(
+    partial,
+    tops,
+    totals,
+    segments,
+    sinks,
+    out,
+    stride,  # splits that there is room for
+    window: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+):
+    """The splits of one row and head. Grid: segments that decode, heads."""
+    segment, head = tl.program_id(0), tl.program_id(1)
+    heads = tl.num_programs(1)
+    row = tl.load(segments + segment * 4).to(tl.int64)
+    position = tl.load(segments + segment * 4 + 2)
+    _, first = _visible(position, window)
+    used = tl.cdiv(position + 1 - first, _split_length(position + 1 - first))
+    split, dims = tl.arange(0, _MOST_SPLITS), tl.arange(0, DIM_PADDED)
+    place = (segment * heads + head).to(tl.int64) * stride + split
+    tops_here = tl.load(tops + place, mask=split < used, other=float("-inf"))
+    totals_here = tl.load(totals + place, mask=split < used, other=0.0)
+    mask = (split < used)[:, None] & (dims < DIM)[None, :]
+    acc = tl.load(partial + place[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
+    top = tl.max(tops_here, 0)
+    if sinks is not None:
+        sink = tl.load(sinks + head).to(tl.float32) * _LOG2_E
+        top = tl.maximum(top, sink)
+    weights = tl.exp2(tops_here - top)
+    total = tl.sum(totals_here * weights, 0)
+    if sinks is not None:
+        total += tl.exp2(sink - top)
+    result = tl.sum(acc * weights[:, None], 0) / total
+    tl.store(out + (row * heads + head) * DIM + dims, result.to(out.dtype.element_ty), mask=dims < DIM)
+
+
+@triton.jit(do_not_specialize=["skipped"])
+def _prefill(
+    q,
+    q_stride,
+    cached,
+    segments,
+    tables,
+    scale,
+    sinks,
+    out,
+    skipped,  # segments that decode, which come first
+    window: tl.constexpr,
+    soft_cap: tl.constexpr,
+    TOKENS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    DIM: tl.constexpr,
+    DIM_PADDED: tl.constexpr,
+):
+    """Some tokens of one segment, for the heads that share a key head. Grid: runs of tokens, kv heads, segments."""
+    kv_head, segment = tl.program_id(1), tl.program_id(2) + skipped
+    rows = tl.load(segments + segment * 4 + 1)
+    start = (tl.num_programs(0) - 1 - tl.program_id(0)) * TOKENS  # the last ones see most keys, and begin
+    if start >= rows:
+        return
+    row = tl.load(segments + segment * 4).to(tl.int64)
+    position = tl.load(segments + segment * 4 + 2)
+    table = tables + tl.load(segments + segment * 4 + 3)
+    query, dims = tl.arange(0, TOKENS * GROUP_PADDED), tl.arange(0, DIM_PADDED)
+    token, member = start + query // GROUP_PADDED, query % GROUP_PADDED
+    wanted = (token < rows) & (member < GROUP)
+    head = kv_head * GROUP + member
+    mask = wanted[:, None] & (dims < DIM)[None, :]
+    at = ((row + token) * q_stride + head * DIM)[:, None] + dims[None, :]
+    queries = tl.load(q + at, mask=mask, other=0.0)
+    oldest, first = _visible(position + start, window)
+    acc, top, total = _attend(
+        queries,
+        tl.where(wanted, position + token, -1),
+        kv_head,
+        table,
+        first,
+        oldest,
+        position + tl.minimum(rows, start + TOKENS),
+        cached,
+        scale,
+        window,
+        soft_cap,
+        DIM,
+        DIM_PADDED,
+    )
+    if sinks is not None:
+        sink = tl.load(sinks + head, mask=member < GROUP, other=0.0).to(tl.float32) * _LOG2_E
+        new_top = tl.maximum(top, sink)
+        total = total * tl.exp2(top - new_top) + tl.exp2(sink - new_top)
+        acc *= tl.exp2(top - new_top)[:, None]
+    heads = tl.num_programs(1) * GROUP
+    at = ((row + token) * heads + head)[:, None] * DIM + dims[None, :]
+    tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)

@@ -1,0 +1,22 @@
+"""What `kernels.ops` and `kernels.differentiable` call for tensors on a GPU, under their names; `linear` will."""
+
+from coserve.kernels.gpu.attention import paged_attention
+from coserve.kernels.gpu.lora import add_lora
+from coserve.kernels.gpu.products import dequantize, many_rows_product, product
+from coserve.kernels.gpu.rope import rope_and_store, rotate, rotate_gradient
+from coserve.kernels.gpu.rows import rms_norm, rms_norm_gradient, silu_and_mul, silu_and_mul_gradient
+
+__all__ = [
+    "add_lora",
+    "dequantize",
+    "many_rows_product",
+    "paged_attention",
+    "product",
+    "rms_norm",
+    "rms_norm_gradient",
+    "rope_and_store",
+    "rotate",
+    "rotate_gradient",
+    "silu_and_mul",
+    "silu_and_mul_gradient",
+]

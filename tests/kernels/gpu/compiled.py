@@ -1,0 +1,181 @@
+"""Compiles every kernel for a GPU that is not there, as its wrapper launches it at the shapes of Llama 3.1 8B.
+
+`python -m tests.kernels.gpu.compiled cuda` (or `hip`) prints a line of JSON for each launch: the kernel, the bytes of
+shared memory and, of CUDA, the registers of a thread and the bytes that did not fit into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton is imported
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+TARGETS = {"cuda": GPUTarget("cuda", 90, 32), "hip": GPUTarget("hip", "gfx942", 64)}
+_CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+class _Absent:
+    """As much of a driver as compiling asks for."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(target: GPUTarget, calls: Iterator[Callable[[], Any]]) -> Iterator[dict[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        found.append((self.__name__, launch(self, *args, grid=grid, warmup=True, **options)))
+
+    driver.set_active(_Absent(target))
+    JITFunction.run = compile_only
+    for call in calls:
+        call()
+        yield from (_report(name, kernel) for name, kernel in found)
+        found.clear()
+
+
+def _report(name: str, kernel: Any) -> dict[str, Any]:
+    report = {"kernel": name, "shared": kernel.metadata.shared}
+    if "cubin" in kernel.asm:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(kernel.asm["cubin"])
+            file.flush()
+            command = [_CUOBJDUMP, "--dump-resource-usage", file.name]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        report["registers"] = int(re.search(r"REG:(\d+)", said)[1])
+        report["spilled"] = int(re.search(r"STACK:(\d+)", said)[1])
+    return report
+
+
+def calls() -> Iterator[Callable[[], Any]]:
+    yield from _attention()
+    yield from _rows()
+    yield from _rope()
+    yield from _products()
+    yield from _lora()
+    yield from _sampling()
+    yield from _fp8()
+    yield from _experts()
+
+
+def _attention() -> Iterator[Callable[[], Any]]:
+    from tests.kernels.gpu import test_attention as attention
+
+    everything = {"window": 128, "soft_cap": 50.0, "sinks": torch.zeros(32)}
+    for cache_dtype, options in ((torch.bfloat16, {}), (torch.float8_e4m3fn, everything)):
+        case = attention.make(32, 8, 128, [(1000, 1), (0, 40)], torch.bfloat16, cache_dtype=cache_dtype)
+        yield lambda case=case, options=options: attention.run(case, 32, 8, **options)
+
+
+def _rows() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import rows
+
+    x, weight = (torch.zeros(*shape, dtype=torch.bfloat16) for shape in ((2, 4096), (4096,)))
+    yield lambda: rows.rms_norm(x, weight, 1e-5)
+    yield lambda: rows.add_rms_norm(x, x, weight, 1e-5)
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        yield lambda dtype=dtype: rows.rms_norm_quantized(x, weight, 1e-5, dtype, x)
+    yield lambda: rows.rms_norm_gradient(x, weight, x, 1e-5)
+    yield lambda: rows.silu_and_mul(x)
+    yield lambda: rows.silu_and_mul_gradient(x, x[:, :2048])
+
+
+def _rope() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import rope
+    from tests.kernels.gpu.test_attention import make
+
+    angle, norm = torch.zeros(64, 64), torch.zeros(128, dtype=torch.bfloat16)
+    for cache_dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        qkv, *where = make(32, 8, 128, [(20, 1)], torch.bfloat16, cache_dtype=cache_dtype)
+        for norms in ((norm, norm), (None, None)):
+            yield lambda a=(qkv, *norms, 1e-6, angle, angle, *where, 0, 32, 8): rope.rope_and_store(*a)
+    yield lambda: rope.rotate(torch.zeros(2, 32, 128, dtype=torch.bfloat16), angle, angle)
+
+
+def _products() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import products
+    from tests.kernels.gpu.test_products import matrix
+
+    for rows, *kind in (
+        (1, 8, None, True),
+        (64, 8, 128, False),
+        (1, 4, 32, True),
+        (1, 4, 128, False),
+        (64, 4, 64, True),
+    ):
+        weight, _ = matrix(*kind, 256, 4096)
+        x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
+        yield lambda x=x, weight=weight: products.product(x, weight)
+    yield lambda: products.product(x, torch.zeros(256, 4096, dtype=torch.bfloat16))
+    yield lambda weight=weight: products.dequantize(weight, torch.bfloat16)
+
+
+def _lora() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels import LoraLayer, LoraWeights
+    from coserve.kernels.gpu import lora
+
+    bf16 = {"dtype": torch.bfloat16}
+    for rank in (16, 64):
+        layer = LoraLayer({"q_proj": LoraWeights(torch.zeros(rank, 4096, **bf16), torch.zeros(256, rank, **bf16), 1.0)})
+        stack = lora.LoraStack.of([layer], [("q_proj", 0, 256)], 4096, torch.bfloat16, "cpu")
+        rows = (torch.zeros(3, 256, **bf16), torch.zeros(3, 4096, **bf16))
+        yield lambda rows=rows, stack=stack: lora.add_lora(*rows, stack, lora.lora_tiles([(0, 3, 0)], "cpu"))
+
+
+def _sampling() -> Iterator[Callable[[], Any]]:
+    from coserve.engine import SamplingParams
+    from coserve.kernels.gpu.sampling import shape
+    from tests.kernels.gpu.test_sampling import drawn
+
+    numbers = torch.zeros(5)
+    yield lambda: shape(torch.zeros(2, 128256), numbers.long(), numbers, numbers)
+    yield lambda: drawn(torch.zeros(2, 128256, dtype=torch.bfloat16), [SamplingParams()] * 2, [0.5] * 2)
+
+
+def _fp8() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import fp8, products
+    from coserve.kernels.gpu.formats import QuantizedRows
+
+    x = torch.zeros(2, 4096, dtype=torch.bfloat16)
+    yield lambda: fp8.quantize_rows(x)
+    matrix = QuantizedRows.of_blocks(torch.zeros(128, 4096).to(torch.float8_e4m3fn), torch.ones(1, 32))
+    yield lambda: products.product(x, matrix)
+
+
+def _experts() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import experts
+
+    x, matrices = torch.zeros(2, 1024, dtype=torch.bfloat16), torch.zeros(8, 128, 1024, dtype=torch.bfloat16)
+    assignment = experts.Assignment.of(torch.tensor([[0, 3], [7, 1]]), 8)
+    yield lambda: experts.grouped_product(x, matrices, assignment, gather=True)
+    yield lambda: experts.combine(torch.zeros(4, 128, dtype=torch.bfloat16), torch.ones(2, 2), assignment)
+
+
+if __name__ == "__main__":
+    for line in compiled(TARGETS[sys.argv[1]], calls()):
+        print(json.dumps(line), flush=True)
