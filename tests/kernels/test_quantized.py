@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,3 +161,31 @@ def test_the_format_has_a_name_and_a_size():
     packed = quantize(torch.randn(32, 128), 4)
     assert isinstance(packed, QuantizedWeight) and packed.name == "int4"
     assert packed.nbytes == 32 * 128 // 2 + 32 * 2 * 2  # 4.25 bits an element
+
+
+_DIGEST = """
+import hashlib, torch
+from coserve.kernels import linear, quantized
+torch.manual_seed(3)
+found = hashlib.sha256()
+for bits, group, symmetric in [(8, None, True), (8, 96, False), (8, 32, True), (4, 32, True), (4, 64, False)]:
+    weight = quantized.quantize(torch.randn(70, 1500) / 40, bits, group, symmetric=symmetric)
+    for rows in (1, 7, 20, 300):
+        found.update(linear(torch.randn(rows, 1500), weight, torch.randn(70)).numpy().tobytes())
+print(found.hexdigest())
+"""
+
+
+def test_tiles_give_what_vectors_give():
+    """Where the processor has AMX; elsewhere both are the same kernels."""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST],
+            env={**os.environ, "COSERVE_NATIVE": level},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for level in ("1", "avx512")
+    ]
+    assert digests[0] == digests[1] and digests[0]
