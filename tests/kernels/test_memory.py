@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from coserve.kernels.memory import available_memory, beyond_caches, huge_copy, keep_freed_memory, map_file
+from coserve.kernels.memory import available_memory, beyond_caches, huge_copy, map_file
 
 
 def test_a_mapped_file_may_be_written_to_and_stays_as_it_is(tmp_path):
