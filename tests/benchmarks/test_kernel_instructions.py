@@ -19,4 +19,4 @@ def test_instructions_are_counted(tmp_path):
     one, four = json.loads(file.read_text())["rows"]
     again = kernel_instructions.instructions("valgrind", "int8", 1, 64, 256)
     assert one["instructions"] == pytest.approx(again, rel=0.01)  # Python takes some between the calls
-    assert 0 < four["for_1000_multiplications"] < one["for_1000_multiplications"] < 1000
+    assert 0 < four["for_1000_multiplications"] < one["for_1000_multiplications"] < 3000
