@@ -3,10 +3,9 @@
 //
 // A row's sums run along k in an order that depends on k alone: see linear.cpp.
 
+#include "parts.h"
 #include "tiles.h"
 #include "vectors.h"
-
-#include <omp.h>
 
 #ifdef AVX2
 #include <immintrin.h>
@@ -16,17 +15,10 @@
 
 namespace {
 
-constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
-
 struct Bf16Matrix {  // [columns, depth]
   const bf16 *w, *bias;
   int columns, depth;
 };
-
-// A few parts for each thread: one that another program has held up takes fewer.
-int parts_of(int strips, int rows, const Bf16Matrix& m) {
-  return int64_t(rows) * m.columns * m.depth > kWorthThreads ? std::min(strips, 3 * omp_get_max_threads()) : 1;
-}
 
 INLINE __m512i load_some(const bf16* p, int n) {  // at most 32; the rest is zero
   return _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
@@ -75,10 +67,10 @@ INLINE void dots_of_few(const bf16* x, int rows, const Bf16Matrix& m, int column
 }
 
 void product_by_dots(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
-  const int strips = (m.columns + kColumns - 1) / kColumns, parts = parts_of(strips, rows, m);
-#pragma omp parallel for schedule(dynamic) if (parts > 1)
-  for (int part = 0; part < parts; part++)
-    for (int strip = int64_t(strips) * part / parts; strip < int64_t(strips) * (part + 1) / parts; strip++)
+  const Parts parts((m.columns + kColumns - 1) / kColumns, int64_t(rows) * m.columns * m.depth);
+#pragma omp parallel for schedule(dynamic) if (parts.count > 1)
+  for (int part = 0; part < parts.count; part++)
+    for (int strip = int(parts.begin(part)); strip < parts.end(part); strip++)
       for (int row = 0; row < rows; row += kRows)
         dots_of_few<kRows>(x + int64_t(row) * m.depth, std::min(kRows, rows - row), m, strip * kColumns, y + int64_t(row) * m.columns);
 }
@@ -290,14 +282,14 @@ void product_by_tiles(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
   bf16* packed = memory.of<bf16>(size_t(tiles) * steps * (kTileBytes / 2));
 #pragma omp parallel for schedule(static) if (int64_t(rows) * m.depth > kWorthThreads)
   for (int tile = 0; tile < tiles; tile++) pack_rows(x, rows, m.depth, tile, steps, packed);
-  const int strips = (m.columns + kStep - 1) / kStep, parts = parts_of(strips, rows, m);
-#pragma omp parallel for schedule(dynamic) if (parts > 1)
-  for (int part = 0; part < parts; part++) {
+  const Parts parts((m.columns + kStep - 1) / kStep, int64_t(rows) * m.columns * m.depth);
+#pragma omp parallel for schedule(dynamic) if (parts.count > 1)
+  for (int part = 0; part < parts.count; part++) {
     static thread_local Aligned own;
     Work& work = *own.of<Work>(1);
     const Tiles registers;
-    int first = int64_t(strips) * part / parts * kStep;
-    const int last = int64_t(strips) * (part + 1) / parts * kStep;
+    int first = int(parts.begin(part)) * kStep;
+    const int last = int(parts.end(part)) * kStep;
     if (rows <= kStep && m.depth % kPairs == 0) {
       const int whole = std::min(last, m.columns / kStep * kStep);
       few_rows(m, packed, rows, first, whole, y, work);

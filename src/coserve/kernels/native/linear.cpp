@@ -6,16 +6,14 @@
 // A row's sums run along k in an order that depends on k alone (lane by lane, in blocks of at most kDepth), whatever
 // the number of rows: a request's numbers are the same, to the bit, alone or in any company.
 
+#include "parts.h"
 #include "vectors.h"
-
-#include <omp.h>
 
 namespace {
 
 constexpr int kDepth = 1024;           // of a block along k: four rows of weights, widened, are 16 KiB
 constexpr int kCache = 1 << 16;        // floats of x that stay in a core's own cache while weights pass by
 constexpr int kPanel = 512;            // rows of weights that the backward packs at a time
-constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
 
 typedef float Quad __attribute__((vector_size(16)));
 
@@ -279,7 +277,6 @@ template <class T>
 void run_product(const float* x, const T* weight, const float* bias, float* y, int rows, int columns, int depth) {
   static const Kernels<T> kernels = kernels_for(weight);
   static thread_local std::vector<float> arranged;
-  const bool worth_threads = int64_t(rows) * columns * depth > kWorthThreads;
   const int chunk = kernels.lanes * kParts<T>, stride = (depth + chunk - 1) / chunk * chunk;
   Product p{x, bias, y, rows, columns, depth, stride};
   if (kParts<T> > 1 || stride != depth) {
@@ -289,12 +286,10 @@ void run_product(const float* x, const T* weight, const float* bias, float* y, i
 #pragma omp parallel for schedule(static) if (int64_t(rows) * depth > kWorthThreads)
     for (int row = 0; row < rows; row++) kernels.arrange(x + int64_t(row) * depth, depth, to + int64_t(row) * stride);
   }
-  const int quads = (columns + 3) / 4;
-  // A few parts for each thread: one that another program has held up takes fewer.
-  const int parts = worth_threads ? std::min(quads, 6 * omp_get_max_threads()) : 1;
-#pragma omp parallel for schedule(dynamic) if (parts > 1)
-  for (int part = 0; part < parts; part++) {
-    const int first = int64_t(quads) * part / parts * 4, last = int64_t(quads) * (part + 1) / parts * 4;
+  const Parts parts((columns + 3) / 4, int64_t(rows) * columns * depth);
+#pragma omp parallel for schedule(dynamic) if (parts.count > 1)
+  for (int part = 0; part < parts.count; part++) {
+    const int first = int(parts.begin(part)) * 4, last = int(parts.end(part)) * 4;
     kernels.product(p, weight, first, std::min(last, columns), scratch_floats(4 * kDepth));
   }
 }

@@ -368,12 +368,11 @@ void product_by_vectors(const float* x, const QuantizedMatrix& w, const float* b
     if (i % tiles_of_group < in.tiles_of(here)) fill(in, in.tile(group, here, i % tiles_of_group), w.bits, x, w.depth);
   }
   const PanelProduct run = product.run[w.bits == 4][w.mins != nullptr];
-  const int64_t panels = w.panels();
-  const int parts = parts_of(panels, int64_t(rows) * w.columns * w.depth);
-#pragma omp parallel for schedule(dynamic) if (parts > 1)
-  for (int part = 0; part < parts; part++) {
+  const Parts parts(w.panels(), int64_t(rows) * w.columns * w.depth);
+#pragma omp parallel for schedule(dynamic) if (parts.count > 1)
+  for (int part = 0; part < parts.count; part++) {
     float* total = scratch_floats(size_t(kGroup) * kPanel);
-    for (int64_t i = panels * part / parts; i < panels * (part + 1) / parts; i++)
+    for (int64_t i = parts.begin(part); i < parts.end(part); i++)
       run(in, w.panel(i), Result{y, bias, w.columns, int(i * kPanel)}, total);
   }
 }

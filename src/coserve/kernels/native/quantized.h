@@ -2,16 +2,14 @@
 
 #pragma once
 
+#include "parts.h"
 #include "vectors.h"
-
-#include <omp.h>
 
 constexpr int kPanel = 16;
 constexpr int kBlockK = 32;   // elements of 4-bit weights that are summed as integers
 constexpr int kDepth = 1024;  // of 8-bit ones: 1024 * 128 * 16383 < 2^31
 constexpr int kGroup = 128;   // rows that a panel is taken through the caches for
 constexpr int kAhead = 4096;  // bytes between what is used and what is asked of the memory
-constexpr int64_t kWorthThreads = 1 << 16;  // multiplications
 
 struct Panel {
   const uint8_t* data;
@@ -31,12 +29,6 @@ struct QuantizedMatrix {  // [columns, depth]
     return {data + i * width() * kPanel * bits / 8, scales + at, mins ? mins + at : nullptr, group};
   }
 };
-
-// How many parts of `panels` to share among the threads: a few for each, as one that another program has held up takes
-// fewer.
-INLINE int parts_of(int64_t panels, int64_t multiplications) {
-  return multiplications > kWorthThreads ? int(std::min<int64_t>(panels, 6 * omp_get_max_threads())) : 1;
-}
 
 // A row of `n` elements, with zeros up to `width`: its values, for each block of 32 the scale (one for all beside 8-bit
 // weights) and the sum (beside 4-bit weights times the scale).

@@ -325,12 +325,11 @@ void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bia
   round_rows(x, w.depth, w.bits, in);
   const auto run = w.bits == 8 ? w.mins ? pairs_product<8, true> : pairs_product<8, false>
                                : w.mins ? pairs_product<4, true> : pairs_product<4, false>;
-  const int64_t pairs = (w.panels() + 1) / kPair;
-  const int parts = parts_of(pairs, int64_t(rows) * w.columns * w.depth);
-#pragma omp parallel for schedule(dynamic) if (parts > 1)
-  for (int part = 0; part < parts; part++) {
+  const Parts parts((w.panels() + 1) / kPair, int64_t(rows) * w.columns * w.depth);
+#pragma omp parallel for schedule(dynamic) if (parts.count > 1)
+  for (int part = 0; part < parts.count; part++) {
     static thread_local Aligned work;
-    run(in, w, bias, y, int(pairs * part / parts), int(pairs * (part + 1) / parts), *work.of<Work>(1));
+    run(in, w, bias, y, int(parts.begin(part)), int(parts.end(part)), *work.of<Work>(1));
   }
 }
 
