@@ -17,8 +17,8 @@ from benchmarks.models import SMOLLM2_135M_CONFIG, write_checkpoint
 from benchmarks.report import medians, paired_ratio, write_json
 from benchmarks.training_load import Marks
 from benchmarks.workload import endless_requests, poisson_arrivals, scaled_shapes, trace_shapes
+from coserve.kernels.native import multiplies_bfloat16
 from coserve.models.decoder import Decoder
-from coserve.models.dtype import computes_bfloat16
 from coserve.models.hub import BUILTIN_DIRECTORY
 from coserve.models.tokenizer import Tokenizer
 from tests.tiny import tiny_checkpoint
@@ -87,7 +87,7 @@ def test_training_writes_a_row_for_each_trainer(checkpoint, tmp_path, capsys):
 def test_decode_writes_a_row_for_each_engine_and_number_of_streams(checkpoint, tmp_path):
     content = run(decode, checkpoint, tmp_path, "--streams", "1", "3", "--output", "8", "--rounds", "1")
     rows = {(row["engine"], row["streams"]): row for row in content["rows"]}
-    engines = {"coserve", "transformers"} | ({"transformers-as-stored"} if not computes_bfloat16() else set())
+    engines = {"coserve", "transformers"} | ({"transformers-as-stored"} if not multiplies_bfloat16() else set())
     assert rows.keys() == {(engine, n) for engine in engines for n in (1, 3)}
     assert all(is_speed(row["tokens_per_s"]) and is_speed(row["mbu"]) for row in rows.values())
 

@@ -54,6 +54,12 @@ def test_extreme_values_and_strides(w_dtype):
 
 
 @pytest.mark.parametrize(("x_dtype", "w_dtype"), FORMATS)
+def test_no_rows(x_dtype, w_dtype):
+    x, weight, bias = make(4, 6, 8, x_dtype, w_dtype)
+    assert linear(x[:0], weight, bias).shape == (0, 6)
+
+
+@pytest.mark.parametrize(("x_dtype", "w_dtype"), FORMATS)
 @pytest.mark.parametrize(("n", "k"), [(192, 64), (50, 100), (576, 576), (1536, 576), (576, 1536), (2048, 8192)])
 def test_a_row_of_a_product_is_the_same_to_the_bit_in_any_company(x_dtype, w_dtype, n, k):
     x, weight, _ = make(300, n, k, x_dtype, w_dtype)

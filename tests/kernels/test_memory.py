@@ -43,17 +43,23 @@ def test_memory_is_measured_beyond_the_caches():
 
 
 def test_what_is_freed_is_kept():
-    """Counted in pages that six allocations fault in, after as many of the same size."""
+    """Counted in pages that six allocations of a thread fault in, after some of the same size."""
     script = """
-import resource, sys, torch
+import resource, sys, threading, torch
 from coserve.kernels.memory import keep_freed_memory
+
+def allocate():
+    for i in range(16):
+        if i == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(100 << 20, dtype=torch.uint8)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
 if sys.argv[1] == "keep":
     keep_freed_memory()
-for i in range(12):
-    if i == 6:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(50 << 20, dtype=torch.uint8)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=allocate)
+thread.start()
+thread.join()
 """
     faults = {
         what: int(subprocess.run([sys.executable, "-c", script, what], capture_output=True, check=True).stdout)

@@ -108,7 +108,7 @@ def test_saved_weights_are_the_checkpoints_own(both):
 @pytest.mark.parametrize(("native", "runs_in"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_bfloat16_checkpoints_run_in_what_the_machine_computes_natively(tmp_path, monkeypatch, native, runs_in):
     path = tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
-    monkeypatch.setattr("coserve.models.dtype.computes_bfloat16", lambda: native)
+    monkeypatch.setattr("coserve.models.dtype.multiplies_bfloat16", lambda: native)
     decoder = Decoder.from_directory(path)
     assert decoder.dtype == decoder.norm.dtype == runs_in
     assert decoder.weight_dtype == torch.bfloat16  # widened in the product, not in memory

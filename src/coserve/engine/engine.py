@@ -102,7 +102,6 @@ class Engine:
         self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stopping = False
-        keep_freed_memory()
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.
@@ -128,6 +127,7 @@ class Engine:
         """
         if dtype != "auto" and dtype not in DTYPES:
             raise InvalidRequest(f"dtype is {dtype!r}; it must be auto, bfloat16 or float32.", param="dtype")
+        keep_freed_memory()
         made: queue.SimpleQueue[Engine | BaseException] = queue.SimpleQueue()
 
         def live() -> None:

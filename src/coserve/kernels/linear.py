@@ -179,7 +179,7 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         return quantized.product(x, weight, bias)
     if gpu := kernels_for(x):
         return gpu.product(x, weight, bias)
-    if x.dtype == torch.bfloat16 and library() is not None and not multiplies_bfloat16():
+    if x.dtype == torch.bfloat16 and library() is not None and not (x.dtype == weight.dtype and multiplies_bfloat16()):
         return _product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
     run = _native_product(x.dtype, weight.dtype)
     if run is None:
@@ -193,7 +193,7 @@ def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 def _native_product(x: torch.dtype, weight: torch.dtype) -> Callable[..., object] | None:
     if x == torch.bfloat16:
         lib = library()
-        return lib.coserve_linear_bfloat16 if lib is not None and weight == x else None
+        return None if lib is None else lib.coserve_linear_bf16_rows
     return kernel("linear", weight) if x == torch.float32 else None
 
 

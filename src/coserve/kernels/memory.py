@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
-_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_UNITS = {"K": 1 << 10, "M": 1 << 20}
-_MALLOPT_TRIM_THRESHOLD, _MALLOPT_MMAP_MAX = -1, -4  # malloc.h
+_CPUS = Path("/sys/devices/system/cpu")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
 
 def map_file(file: BinaryIO) -> Tensor:
@@ -37,13 +39,23 @@ def _in_huge_pages(mapping: mmap.mmap) -> Tensor:
 
 
 def beyond_caches() -> int:
-    """Bytes that no cache holds half of, for measuring the memory itself: 96 MB to 1 GB."""
-    sizes = [0]
-    for size in _CACHES.glob("index*/size"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            text = size.read_text().strip()
-            sizes.append(int(text[:-1]) * _UNITS[text[-1]])
-    return min(1 << 30, max(96_000_000, 2 * max(sizes)))
+    """Bytes that no cache holds half of, for measuring the memory itself: at least 96 MB, at most 1 GB or an eighth of
+    what is free."""
+    wanted = max(96_000_000, 2 * _cache_bytes())
+    return min(wanted, 1 << 30, max(96_000_000, available_memory() // 8))
+
+
+def _cache_bytes() -> int:
+    """Of all caches of the last level of the processors that this process may run on."""
+    found: dict[str, int] = {}
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            last = max(
+                (_CPUS / f"cpu{cpu}" / "cache").glob("index*"), key=lambda index: int((index / "level").read_text())
+            )
+            size = (last / "size").read_text().strip()
+            found[(last / "shared_cpu_list").read_text()] = int(size[:-1]) * _UNITS[size[-1]]
+    return sum(found.values())
 
 
 def available_memory() -> int:
@@ -56,9 +68,16 @@ def available_memory() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next allocation, of any size: a step's activations are as large as
-    the last one's, and new pages cost more than what is computed in them. For the whole process; glibc only."""
+    """Have the C library keep what is freed for later allocations: a step's activations are as large as the last one's,
+    and new pages cost more than what is computed in them.
+
+    For the whole process, and for threads that start afterwards; glibc only. The process keeps the most that it ever
+    needed, some of it in holes: several times the activations of the longest step.
+    """
+    if sys.platform != "linux":
+        return
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MALLOPT_MMAP_MAX, 0)
-        mallopt(_MALLOPT_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_ARENA_MAX, 1)  # a thread's own arena maps and unmaps whatever is larger than 64 MB
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from coserve.kernels.native import kernel
+from coserve.kernels.native import kernel, multiplies_bfloat16
 from coserve.models.config import ModelConfig
 
 
 def auto_dtype(config: ModelConfig) -> torch.dtype:
     """What `--dtype auto` means: the checkpoint's own format, as far as this machine computes in it.
 
-    16-bit checkpoints run in bfloat16 where matrix products take it natively. Elsewhere (a CPU without AVX-512, say)
+    16-bit checkpoints run in bfloat16 where the processor multiplies in it. Elsewhere (a CPU without AVX-512's, say)
     float32 is several times faster, and costs no more memory: see `weight_dtype`.
     """
     if config.torch_dtype in (None, "float32"):
@@ -22,7 +22,7 @@ def auto_dtype(config: ModelConfig) -> torch.dtype:
 def computing_dtype() -> torch.dtype:
     """What products with 16-bit weights are computed in on this machine."""
     native_float32 = kernel("linear", torch.bfloat16) is not None
-    return torch.float32 if native_float32 and not computes_bfloat16() else torch.bfloat16
+    return torch.float32 if native_float32 and not multiplies_bfloat16() else torch.bfloat16
 
 
 def weight_dtype(dtype: torch.dtype, stored: torch.dtype) -> torch.dtype:
@@ -33,8 +33,3 @@ def weight_dtype(dtype: torch.dtype, stored: torch.dtype) -> torch.dtype:
     if dtype == torch.float32 and stored == torch.bfloat16 and kernel("linear", stored) is not None:
         return stored
     return dtype
-
-
-def computes_bfloat16() -> bool:
-    """Whether oneDNN, which PyTorch's matrix products go through, computes in bfloat16 on this processor."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

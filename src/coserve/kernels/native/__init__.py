@@ -1,7 +1,7 @@
 """The compiled CPU kernels (`*.cpp`), loaded with ctypes.
 
 `COSERVE_NATIVE=0` turns them off: everything then runs on PyTorch's own ops. `plain`, `avx2` or `avx512` there keeps
-them to that level of instructions; without it they take all that the processor has.
+them to that level of instructions; else they take all that the processor has.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ import os
 
 import torch
 
+LEVELS = ("plain", "avx2", "avx512", "amx")  # as level.h has them
+
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, or None where they were not built. PyTorch is loaded first: its threads are the ones used."""
-    if os.environ.get("COSERVE_NATIVE", "1") == "0":
+    """The kernels, or None where they were not built. PyTorch is loaded first: its threads are the ones used.
+
+    Raises `ValueError` for a COSERVE_NATIVE that says nothing.
+    """
+    asked = os.environ.get("COSERVE_NATIVE") or "1"
+    if asked not in ("0", "1", *LEVELS):
+        raise ValueError(f"COSERVE_NATIVE is {asked!r}; it must be 0, 1, {', '.join(LEVELS)}")
+    if asked == "0":
         return None
     spec = importlib.util.find_spec("coserve.kernels._native")
     if spec is None or spec.origin is None:
@@ -39,7 +47,7 @@ def kernel(name: str, dtype: torch.dtype):
 @functools.cache
 def multiplies_bfloat16() -> bool:
     """Whether the kernels multiply bfloat16 rows with bfloat16 weights as they are, which takes AVX-512's or AMX's
-    instructions for it. Ask before calling `coserve_linear_bfloat16`."""
+    instructions for it. Ask before calling `coserve_linear_bf16_rows`."""
     lib = library()
     return lib is not None and bool(lib.coserve_multiplies_bfloat16())
 
@@ -50,6 +58,6 @@ def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
 
 
 def build() -> str:
-    """Tells one build of the kernels from another; empty without them."""
+    """Tells one build of the kernels from another, and the instructions that they take; empty without them."""
     lib = library()
-    return "" if lib is None else str(int(os.path.getmtime(lib._name)))
+    return "" if lib is None else f"{int(os.path.getmtime(lib._name))} {LEVELS[lib.coserve_level()]}"

@@ -41,7 +41,8 @@ INLINE void score_block(const float* q, const T* keys, int dim, float* scores) {
         odd[c][i] += b * q[c * dim + d + 1];
       }
     }
-  UNROLL for (int c = 0; c < Q; c++) UNROLL for (int i = 0; i < N; i++) store<L>(scores + c * kKeys + i * L, even[c][i] + odd[c][i]);
+  UNROLL for (int c = 0; c < Q; c++)
+    UNROLL for (int i = 0; i < N; i++) store<L>(scores + c * kKeys + i * L, even[c][i] + odd[c][i]);
 }
 
 // The scores of one query in blocks that begin at `blocks.first`, of which it sees `seen`, become weights; returns what
@@ -66,19 +67,29 @@ INLINE float weigh(float* scores, Range blocks, Range seen, float& max, float& t
   return correction;
 }
 
-// Adds what keys [first, last) of a span weigh of `values` (by block: [16, dim]) to results [Q, dim], `C` vectors from d on.
+// Adds what keys of a span, which all Q queries see, weigh of `values` (by block: [16, dim]) to results [Q, dim], `C`
+// vectors from d on.
 template <int L, int Q, int C, class T>
-INLINE void add_values(const T* const* values, Range keys, const float* weights, const float* corrections, float* results, int d,
-                       int dim) {
+INLINE void add_some(const T* const* values, Range keys, const float* weights, float* results, int d, int dim) {
   Vec<L> sums[Q][C];
-  UNROLL for (int q = 0; q < Q; q++) UNROLL for (int c = 0; c < C; c++) sums[q][c] = load<L>(results + q * dim + d + c * L) * corrections[q];
+  UNROLL for (int q = 0; q < Q; q++)
+    UNROLL for (int c = 0; c < C; c++) sums[q][c] = load<L>(results + q * dim + d + c * L);
   for (int j = keys.first; j < keys.last; j++) {
     const T* value = values[j / kBlock] + j % kBlock * dim + d;
     Vec<L> v[C];
     UNROLL for (int c = 0; c < C; c++) v[c] = load<L>(value + c * L);
-    UNROLL for (int q = 0; q < Q; q++) UNROLL for (int c = 0; c < C; c++) sums[q][c] += v[c] * weights[q * kKeys + j];
+    UNROLL for (int q = 0; q < Q; q++)
+      UNROLL for (int c = 0; c < C; c++) sums[q][c] += v[c] * weights[q * kKeys + j];
   }
-  UNROLL for (int q = 0; q < Q; q++) UNROLL for (int c = 0; c < C; c++) store<L>(results + q * dim + d + c * L, sums[q][c]);
+  UNROLL for (int q = 0; q < Q; q++)
+    UNROLL for (int c = 0; c < C; c++) store<L>(results + q * dim + d + c * L, sums[q][c]);
+}
+template <int L, int Q, class T>
+INLINE void add_values(const T* const* values, Range keys, const float* weights, float* results, int dim) {
+  if (keys.first >= keys.last) return;
+  int d = 0;
+  for (; d + 4 * L <= dim; d += 4 * L) add_some<L, Q, 4>(values, keys, weights, results, d, dim);
+  for (; d < dim; d += L) add_some<L, Q, 1>(values, keys, weights, results, d, dim);
 }
 
 // Queries and their results so far: [queries, dim]; max, total [queries].
@@ -92,22 +103,32 @@ struct Queries {
   }
 };
 
-// Q queries against a span.
+// Q queries against a span. Keys that all of them see are read once; those that only some see, by each of these.
 template <int L, int Q, class T>
 INLINE void attend_span(const Queries& all, int query, int span, const T* const* keys, const T* const* values) {
-  const Range low = all.seen(query, span), high = all.seen(query + Q - 1, span);  // nobody sees more than these
-  const Range seen{std::max(0, low.first), std::min(kKeys, high.last)};
-  if (seen.first >= seen.last) return;
-  const Range blocks{seen.first / kBlock * kBlock, (seen.last + kBlock - 1) / kBlock * kBlock};
-  float scores[Q * kKeys], corrections[Q];
+  const Range low = all.seen(query, span), high = all.seen(query + Q - 1, span);
+  const Range any{std::max(0, low.first), std::min(kKeys, high.last)};
+  if (any.first >= any.last) return;
+  const Range blocks{any.first / kBlock * kBlock, (any.last + kBlock - 1) / kBlock * kBlock};
+  Range common{std::max(0, high.first), std::min(kKeys, low.last)};
+  if (common.first >= common.last) common = {kKeys, kKeys};
+  float scores[Q * kKeys];
   const int dim = all.dim;
   float *q = all.q + query * dim, *results = all.results + query * dim;
   for (int j = blocks.first; j < blocks.last; j += kBlock) score_block<L, Q>(q, keys[j / kBlock], dim, scores + j);
-  for (int c = 0; c < Q; c++)
-    corrections[c] = weigh<L>(scores + c * kKeys, blocks, all.seen(query + c, span), all.max[query + c], all.total[query + c]);
-  int d = 0;
-  for (; d + 4 * L <= dim; d += 4 * L) add_values<L, Q, 4>(values, seen, scores, corrections, results, d, dim);
-  for (; d < dim; d += L) add_values<L, Q, 1>(values, seen, scores, corrections, results, d, dim);
+  for (int c = 0; c < Q; c++) {
+    const Range seen = all.seen(query + c, span);
+    float *weights = scores + c * kKeys, *result = results + c * dim;
+    const float correction = weigh<L>(weights, blocks, seen, all.max[query + c], all.total[query + c]);
+    for (int d = 0; d < dim; d += L) store<L>(result + d, load<L>(result + d) * correction);
+    const Range before{std::max(0, seen.first), std::min(seen.last, common.first)};
+    add_values<L, 1>(values, before, weights, result, dim);
+  }
+  add_values<L, Q>(values, common, scores, results, dim);
+  for (int c = 0; c < Q; c++) {
+    const Range after{common.last, std::min(all.seen(query + c, span).last, kKeys)};
+    add_values<L, 1>(values, after, scores + c * kKeys, results + c * dim, dim);
+  }
 }
 template <int L, int Q, class T>
 INLINE void attend_spans(const Queries& all, int query, int span, const T* const* keys, const T* const* values) {

@@ -1,5 +1,5 @@
-// Products of bfloat16 rows with bfloat16 weights, y = x W^T + bias, on processors that multiply them as they are: by AMX's
-// tiles, or by AVX-512's dot products. Sums are float32; y is rounded once. Weights are never packed.
+// Products of bfloat16 rows with bfloat16 weights, y = x W^T + bias, on processors that multiply them as they are: by
+// AMX's tiles, or by AVX-512's dot products. Sums are float32; y is rounded once. Weights are never packed.
 //
 // A row's sums run along k in an order that depends on k alone: see linear.cpp.
 
@@ -72,24 +72,25 @@ void product_by_dots(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
   for (int part = 0; part < parts.count; part++)
     for (int strip = int(parts.begin(part)); strip < parts.end(part); strip++)
       for (int row = 0; row < rows; row += kRows)
-        dots_of_few<kRows>(x + int64_t(row) * m.depth, std::min(kRows, rows - row), m, strip * kColumns, y + int64_t(row) * m.columns);
+        dots_of_few<kRows>(x + int64_t(row) * m.depth, std::min(kRows, rows - row), m, strip * kColumns,
+                           y + int64_t(row) * m.columns);
 }
 
 // ---- by tiles: W's rows are A as they lie in the checkpoint, and pairs of x are B; what comes out is y transposed ------
 
 #ifdef AMX
 
-constexpr int kPairs = 2 * kTile;      // elements of a row in a tile
+constexpr int kElements = 2 * kTile;      // elements of a row in a tile
 constexpr int kStep = 2 * kTile;       // rows of W, and of x, at a time: as many sums as there are tiles
 constexpr int kDepth = 512;            // of a block along k: kStep rows of W stay in the nearest cache
 constexpr int kPart = 256;             // rows of W whose sums wait for the next block along k
-constexpr int kPage = 64;               // steps along k in which a row of W fills a page of memory, 4 KiB
+constexpr int kPageSteps = 64;         // along k, in which a row of W fills a page of memory, 4 KiB
 constexpr int kMostRows = 512;         // of x, that W is read for once
-INLINE int steps_of(const Bf16Matrix& m) { return (m.depth + kPairs - 1) / kPairs; }
+INLINE int steps_of(const Bf16Matrix& m) { return (m.depth + kElements - 1) / kElements; }
 
 // What a thread works in.
 struct alignas(64) Work {
-  bf16 w[kStep][kDepth + kPairs];  // rows of W, at a distance that spreads over the cache's sets
+  bf16 w[kStep][kDepth + kElements];  // rows of W, at a distance that spreads over the cache's sets
   float sums[kPart / kTile][kMostRows / kTile][kTile * kTile];  // of W's rows and x's
 };
 
@@ -119,12 +120,12 @@ void pack_rows(const bf16* x, int rows, int depth, int tile, int steps, bf16* to
   for (int step = 0; step < steps; step++) {
     __m512i pairs[kTile];
     UNROLL for (int r = 0; r < kTile; r++) {
-      const bf16* from = x + int64_t(tile * kTile + std::min(r, here - 1)) * depth + step * kPairs;
-      pairs[r] = r < here ? load_some(from, depth - step * kPairs) : __m512i{};
+      const bf16* from = x + int64_t(tile * kTile + std::min(r, here - 1)) * depth + step * kElements;
+      pairs[r] = r < here ? load_some(from, depth - step * kElements) : __m512i{};
     }
     transpose(pairs);
     bf16* out = to + (int64_t(tile) * steps + step) * (kTileBytes / 2);
-    UNROLL for (int r = 0; r < kTile; r++) _mm512_store_si512(out + r * kPairs, pairs[r]);
+    UNROLL for (int r = 0; r < kTile; r++) _mm512_store_si512(out + r * kElements, pairs[r]);
   }
 }
 
@@ -149,41 +150,41 @@ struct Ahead {
     const int at = first + step * share;
     int row = at / lines, line = at % lines;
     for (int i = 0; i < share; i++) {
-      __builtin_prefetch(next + row * stride + line * kPairs, 0, 2);
+      __builtin_prefetch(next + row * stride + line * kElements, 0, 2);
       if (++line == lines) line = 0, row++;
     }
   }
 };
 
 // 32 rows of W against one or two tiles of x along `steps`; `sums` of the second sixteen rows lie `other` floats on.
-template <int Tiles>
+template <int XTiles>
 INLINE void dots(const Weights& w, const bf16* x, int64_t x_tile, int steps, bool first, float* sums, int64_t other,
                  const Ahead& ahead) {
   float* const of_second = sums + other;
   if (first) {
     TILE_ZERO(0);
     TILE_ZERO(1);
-    if constexpr (Tiles == 2) {
+    if constexpr (XTiles == 2) {
       TILE_ZERO(2);
       TILE_ZERO(3);
     }
   } else {
     TILE_LOAD(0, sums, kTileRow);
     TILE_LOAD(1, of_second, kTileRow);
-    if constexpr (Tiles == 2) {
+    if constexpr (XTiles == 2) {
       TILE_LOAD(2, sums + kTile * kTile, kTileRow);
       TILE_LOAD(3, of_second + kTile * kTile, kTileRow);
     }
   }
   for (int step = 0; step < steps; step++) {
     ahead.ask(step);
-    const bf16* a = w.at + step * kPairs;
+    const bf16* a = w.at + step * kElements;
     TILE_LOAD(6, x + step * (kTileBytes / 2), kTileRow);
     TILE_LOAD(4, a, w.stride * 2);
     TILE_DOT("bf16ps", 0, 4, 6);
     TILE_LOAD(5, a + kTile * w.stride, w.stride * 2);
     TILE_DOT("bf16ps", 1, 5, 6);
-    if constexpr (Tiles == 2) {
+    if constexpr (XTiles == 2) {
       TILE_LOAD(7, x + x_tile + step * (kTileBytes / 2), kTileRow);
       TILE_DOT("bf16ps", 2, 4, 7);
       TILE_DOT("bf16ps", 3, 5, 7);
@@ -191,7 +192,7 @@ INLINE void dots(const Weights& w, const bf16* x, int64_t x_tile, int steps, boo
   }
   TILE_STORE(0, sums);
   TILE_STORE(1, of_second);
-  if constexpr (Tiles == 2) {
+  if constexpr (XTiles == 2) {
     TILE_STORE(2, sums + kTile * kTile);
     TILE_STORE(3, of_second + kTile * kTile);
   }
@@ -201,9 +202,9 @@ INLINE void dots(const Weights& w, const bf16* x, int64_t x_tile, int steps, boo
 INLINE void copy_rows(const Bf16Matrix& m, int row, int k, int steps, Work& work) {
   for (int r = 0; r < kStep; r++)
     for (int step = 0; step < steps; step++) {
-      const int at = k + step * kPairs;
+      const int at = k + step * kElements;
       const bf16* from = m.w + int64_t(std::min(row + r, m.columns - 1)) * m.depth + at;
-      _mm512_storeu_si512(work.w[r] + step * kPairs, load_some(from, row + r < m.columns ? m.depth - at : 0));
+      _mm512_storeu_si512(work.w[r] + step * kElements, load_some(from, row + r < m.columns ? m.depth - at : 0));
     }
 }
 
@@ -225,18 +226,18 @@ INLINE void finish(const Bf16Matrix& m, const float* sums, int row, int rows, in
 // W's rows [first, last), whole strips of whole tiles, against up to 32 rows of x: each strip from end to end, a few
 // pages of memory at a time.
 void few_rows(const Bf16Matrix& m, const bf16* packed, int rows, int first, int last, bf16* y, Work& work) {
-  const int steps = steps_of(m), blocks = (steps + kPage - 1) / kPage;
+  const int steps = steps_of(m), blocks = (steps + kPageSteps - 1) / kPageSteps;
   const int64_t x_tile = int64_t(steps) * (kTileBytes / 2);
   float (*sums)[kTile * kTile] = work.sums[0];
   const auto ahead_of = [&](int column, int block) ALWAYS {  // all of a block, in as many steps as it has
     const int step = steps * block / blocks, here = steps * (block + 1) / blocks - step;
-    return Ahead{m.w + int64_t(column) * m.depth + step * kPairs, m.depth, here, 0, column < last ? kStep : 0};
+    return Ahead{m.w + int64_t(column) * m.depth + step * kElements, m.depth, here, 0, column < last ? kStep : 0};
   };
   for (int step = 0; step < steps / blocks; step++) ahead_of(first, 0).ask(step);
   for (int column = first; column < last; column += kStep) {
     for (int block = 0; block < blocks; block++) {
       const int step = steps * block / blocks, here = steps * (block + 1) / blocks - step;
-      const Weights w{m.w + int64_t(column) * m.depth + step * kPairs, m.depth};
+      const Weights w{m.w + int64_t(column) * m.depth + step * kElements, m.depth};
       const Ahead ahead = block + 1 < blocks ? ahead_of(column, block + 1) : ahead_of(column + kStep, 0);
       const bf16* x = packed + step * (kTileBytes / 2);
       if (rows > kTile) dots<2>(w, x, x_tile, here, block == 0, sums[0], 2 * kTile * kTile, ahead);
@@ -254,9 +255,9 @@ void many_rows(const Bf16Matrix& m, const bf16* x, int row, int rows, int begin,
   const int steps = steps_of(m), tiles = (rows + kTile - 1) / kTile, passes = (tiles + 1) / 2;
   const int64_t x_tile = int64_t(steps) * (kTileBytes / 2), other = sizeof work.sums[0] / sizeof(float);
   const bf16* packed = x + int64_t(row / kTile) * x_tile;
-  const Weights w{work.w[0], kDepth + kPairs};
-  for (int step = 0; step < steps; step += kDepth / kPairs) {
-    const int here = std::min(kDepth / kPairs, steps - step), k = step * kPairs;
+  const Weights w{work.w[0], kDepth + kElements};
+  for (int step = 0; step < steps; step += kDepth / kElements) {
+    const int here = std::min(kDepth / kElements, steps - step), k = step * kElements;
     for (int column = begin; column < end; column += kStep) {
       copy_rows(m, column, k, here, work);
       const bool ends = column + kStep >= end;
@@ -285,15 +286,16 @@ void product_by_tiles(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
   const Parts parts((m.columns + kStep - 1) / kStep, int64_t(rows) * m.columns * m.depth);
 #pragma omp parallel for schedule(dynamic) if (parts.count > 1)
   for (int part = 0; part < parts.count; part++) {
+    if (parts.begin(part) == parts.end(part)) continue;
     static thread_local Aligned own;
     Work& work = *own.of<Work>(1);
     const Tiles registers;
     int first = int(parts.begin(part)) * kStep;
     const int last = int(parts.end(part)) * kStep;
-    if (rows <= kStep && m.depth % kPairs == 0) {
+    if (rows <= kStep && m.depth % kElements == 0) {
       const int whole = std::min(last, m.columns / kStep * kStep);
       few_rows(m, packed, rows, first, whole, y, work);
-      first = whole;
+      first = std::max(first, whole);
     }
     for (int row = 0; row < rows; row += kMostRows)
       for (int begin = first; begin < last; begin += kPart)
@@ -313,15 +315,15 @@ extern "C" int coserve_multiplies_bfloat16() {
 }
 
 // Where it does. Everything is contiguous; `bias` may be null.
-extern "C" void coserve_linear_bfloat16(const bf16* x, const bf16* w, const bf16* bias, bf16* y, int rows, int columns,
+extern "C" void coserve_linear_bf16_rows(const bf16* x, const bf16* w, const bf16* bias, bf16* y, int rows, int columns,
                                         int depth) {
   const Bf16Matrix m{w, bias, columns, depth};
 #ifdef AMX
-  if (level() >= amx) return product_by_tiles(x, m, y, rows);
+  if (level() >= amx && rows && depth) return product_by_tiles(x, m, y, rows);
 #endif
   product_by_dots(x, m, y, rows);
 }
 #else
 extern "C" int coserve_multiplies_bfloat16() { return 0; }
-extern "C" void coserve_linear_bfloat16(const bf16*, const bf16*, const bf16*, bf16*, int, int, int) {}
+extern "C" void coserve_linear_bf16_rows(const bf16*, const bf16*, const bf16*, bf16*, int, int, int) {}
 #endif

@@ -28,6 +28,7 @@ inline Level level_of_processor() {
 #ifdef AMX
   constexpr int kAskFor = 0x1023, kTileData = 18;  // Linux keeps tiles for no process that has not asked
   if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") && __builtin_cpu_supports("amx-bf16") &&
+      __builtin_cpu_supports("avx512bf16") &&
       syscall(SYS_arch_prctl, kAskFor, kTileData) == 0)
     return amx;
 #endif
@@ -39,7 +40,7 @@ inline Level level_of_processor() {
 
 inline Level level() {
   static const Level found = [] {
-    const char* names[] = {"plain", "avx2", "avx512"};
+    const char* names[] = {"plain", "avx2", "avx512"};  // with "amx" there is nothing to leave out
     const char* asked = std::getenv("COSERVE_NATIVE");
     const auto name = std::find_if(names, names + 3, [&](const char* n) { return asked && !std::strcmp(asked, n); });
     return std::min(level_of_processor(), Level(name - names));

@@ -13,7 +13,9 @@ constexpr int64_t kWorthThreads = 1 << 16;  // multiplications, or elements to p
 class Parts {
  public:
   Parts(int64_t units, int64_t multiplications)
-      : count(multiplications > kWorthThreads ? kRounds * omp_get_max_threads() : 1), units_(units), threads_(omp_get_max_threads()) {}
+      : count(multiplications > kWorthThreads ? kRounds * omp_get_max_threads() : 1),
+        units_(units),
+        threads_(omp_get_max_threads()) {}
 
   const int count;
   int64_t begin(int part) const {

@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kStep = 64;  // bytes of weights in a step of the inner loops
 
-
 typedef int32_t Word;  // two 16-bit or four 8-bit activations, neighbours along k
 
 // Some of a batch's rows, interleaved: of every word, block scale and block sum there is one for each row in turn.
@@ -172,6 +171,7 @@ struct Plain {
   struct Floats {
     float v[kPanel];
   };
+  static float fused(float a, float b, float c) { return a * b + c; }
   static const uint8_t* pairs(const uint8_t* w) { return w; }
   static const uint8_t* quads(const uint8_t* w) { return w; }
   static void add_pairs(Sums& s, const uint8_t* w, Word word) {
@@ -225,6 +225,7 @@ struct Avx2 {
   struct Floats {
     __m256 a, b;
   };
+  static INLINE_MEMBER float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
   static INLINE_MEMBER Sums pairs(const uint8_t* w) {
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)),
             _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)))};
@@ -293,6 +294,7 @@ struct Avx512 {  // with VNNI, which sums what it multiplies
   };
   using ShortSums = Sums;
   using Floats = __m512;
+  static INLINE_MEMBER float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
   static INLINE_MEMBER __m512i pairs(const uint8_t* w) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
   }
@@ -344,10 +346,6 @@ Product product_of_this_processor() {
 #endif
   return PRODUCT(plain_kernel, Plain);
 }
-
-}  // namespace
-
-namespace {
 
 void product_by_vectors(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows) {
   static const Product product = product_of_this_processor();

@@ -43,7 +43,8 @@ INLINE void dots8(const Tile& x, const Panel& p, int first, int last, float* tot
         chain.act([&](auto& sum, int r) ALWAYS { M::add_pairs(sum, pairs, words[pair * R + r]); });
       }
     }
-    if constexpr (R <= M::kTwoChains) sums.act_beside(others, [](auto& sum, const auto& other) ALWAYS { M::merge(sum, other); });
+    if constexpr (R <= M::kTwoChains)
+      sums.act_beside(others, [](auto& sum, const auto& other) ALWAYS { M::merge(sum, other); });
     const auto scale = M::half_floats(p.scales + group * kPanel);
     sums.act([&](auto& sum, int r) ALWAYS { M::add_sums(total + r * kPanel, sum, scale); });
     if constexpr (Mins) {
@@ -108,7 +109,8 @@ static void panel_product(const Rows& x, const Panel& p, const Result& to, float
     for (int r = 0; r < rows; r++) {
       float* y = to.y + int64_t(group + r) * to.columns + to.column;
       const float scale = Bits == 8 ? x.row_scales[group + r] : 1.0f;
-      for (int c = 0; c < columns; c++) y[c] = total[r * kPanel + c] * scale + (to.bias ? to.bias[to.column + c] : 0.0f);
+      for (int c = 0; c < columns; c++)
+        y[c] = M::fused(total[r * kPanel + c], scale, to.bias ? to.bias[to.column + c] : 0.0f);
     }
   }
 }

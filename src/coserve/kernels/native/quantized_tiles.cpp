@@ -328,6 +328,7 @@ void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bia
   const Parts parts((w.panels() + 1) / kPair, int64_t(rows) * w.columns * w.depth);
 #pragma omp parallel for schedule(dynamic) if (parts.count > 1)
   for (int part = 0; part < parts.count; part++) {
+    if (parts.begin(part) == parts.end(part)) continue;
     static thread_local Aligned work;
     run(in, w, bias, y, int(parts.begin(part)), int(parts.end(part)), *work.of<Work>(1));
   }

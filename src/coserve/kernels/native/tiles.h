@@ -43,6 +43,8 @@ class Tiles {
   uint16_t row_bytes_[16] = {};
   uint8_t rows_[16] = {};
 };
+static_assert(sizeof(Tiles) == 64, "what ldtilecfg reads");
+
 // Memory that grows, and begins with a cache line.
 class Aligned {
  public:
@@ -56,6 +58,4 @@ class Aligned {
  private:
   std::vector<uint8_t> memory_;
 };
-
-static_assert(sizeof(Tiles) == 64, "what ldtilecfg reads");
 #endif

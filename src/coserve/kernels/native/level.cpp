@@ -1,0 +1,5 @@
+// Which instructions the kernels take here.
+
+#include "level.h"
+
+extern "C" int coserve_level() { return level(); }
