@@ -11,20 +11,21 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from coserve.errors import CoserveError, InvalidRequest
-from coserve.service.app import create_app
-from coserve.service.jobs import Training
 from coserve.service.protocol import BoundedProtocol
-from coserve.service.service import Service
 from coserve.service.settings import Settings
 
 if TYPE_CHECKING:
     from coserve.engine import Engine, EngineConfig
+    from coserve.service.jobs import Training
+    from coserve.service.service import Service
 
 BACKLOG = 2048
 STANDARD_INPUT = 0
@@ -72,13 +73,15 @@ class Server:
         listener = listen(self._settings.host, self._settings.port)
         try:
             self._settings.make_directories()
-            self.engine = self._engine_factory()
+            with ThreadPoolExecutor(max_workers=1) as meanwhile:
+                application = meanwhile.submit(import_module, "coserve.service.app")  # as loading leaves a core free
+                self.engine = self._engine_factory()
         except BaseException:
             listener.close()
             raise
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = create_app(self.engine, self._settings, training=self._training)
+        app = application.result().create_app(self.engine, self._settings, training=self._training)
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
@@ -184,10 +187,9 @@ def run_server(
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
     """Load a model and serve it until SIGTERM or Ctrl-C: `serve` with the real engine."""
+    from coserve.engine import Engine
 
     def load() -> Engine:
-        from coserve.engine import Engine
-
         return Engine.from_pretrained(
             model, home=settings.directory, dtype=dtype, weights=weights, name=name, config=config
         )
