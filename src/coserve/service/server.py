@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from coserve.service.protocol import BoundedProtocol
 from coserve.service.settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from coserve.engine import Engine, EngineConfig
     from coserve.service.jobs import Training
     from coserve.service.service import Service
@@ -74,14 +76,14 @@ class Server:
         try:
             self._settings.make_directories()
             with ThreadPoolExecutor(max_workers=1) as meanwhile:
-                application = meanwhile.submit(import_module, "coserve.service.app")  # as loading leaves a core free
+                application = meanwhile.submit(self._application)  # slow to import
                 self.engine = self._engine_factory()
         except BaseException:
             listener.close()
             raise
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = application.result().create_app(self.engine, self._settings, training=self._training)
+        app = application.result()(self.engine)
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
@@ -103,6 +105,13 @@ class Server:
         if self._failure is not None:
             self.stop()
             raise self._failure
+
+    def _application(self) -> Callable[[Engine], Starlette]:
+        """What makes the application of an engine."""
+        from coserve.service.app import create_app
+        from coserve.service.jobs import Training
+
+        return partial(create_app, settings=self._settings, training=self._training or Training.real())
 
     def _run(self, config: uvicorn.Config, service: Service, listener: socket.socket) -> None:
         try:
@@ -187,7 +196,8 @@ def run_server(
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
     """Load a model and serve it until SIGTERM or Ctrl-C: `serve` with the real engine."""
-    from coserve.engine import Engine
+    with kept_for_good():
+        from coserve.engine import Engine
 
     def load() -> Engine:
         return Engine.from_pretrained(
@@ -210,6 +220,17 @@ def serve(server: Server, *, on_ready: Callable[[Server], None] | None = None) -
             server.wait()
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def kept_for_good() -> Iterator[None]:
+    """What the block makes stays: the garbage collector looks through it neither meanwhile nor afterwards."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager
