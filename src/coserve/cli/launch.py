@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from coserve import __version__
+from coserve.address import Server, read_server_file, server_file, write_server_file
 from coserve.cli.settings import ServeSettings
-from coserve.client import Server, read_server_file, server_file, write_server_file
 from coserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
