@@ -14,9 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from coserve.address import find_server
 from coserve.cli.observer import Observer
 from coserve.cli.options import home_directory
-from coserve.client import Client, find_server
+from coserve.client import Client
 from coserve.display import State, screen
 
 PICTURE = Path(__file__).parent / "images" / "up.svg"

@@ -6,7 +6,8 @@ import random
 import threading
 from types import TracebackType
 
-from coserve.client import Client, Server
+from coserve.address import Server
+from coserve.client import Client
 from coserve.errors import CoserveError
 
 PEOPLE = 3

@@ -58,8 +58,9 @@ def test_nothing_piped_is_an_error(run, server):
 
 
 def test_a_conversation_remembers_what_was_said(run, server, monkeypatch):
+    from coserve.address import find_server
     from coserve.cli.chat import Conversation, _converse
-    from coserve.client import Client, find_server
+    from coserve.client import Client
 
     questions = iter(["Hi", "", "/what", "And?", "/new", "/model other", "Again"])
 

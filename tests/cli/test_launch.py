@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coserve.address import Server, find_server, read_server_file, server_file, write_server_file
 from coserve.cli.launch import choose_keys, reachable
 from coserve.cli.settings import ServeSettings, serve_settings
-from coserve.client import Server, find_server, read_server_file, server_file, write_server_file
 from coserve.errors import InvalidRequest
 
 

@@ -9,8 +9,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import select
 
-from coserve.service.database import Database, DatabaseError, migrate, sqlite_url
+from coserve.service.database import SCHEMA, Database, DatabaseError, migrate, sqlite_url
 from coserve.service.ids import new_id, now
+from coserve.service.migrations import known
 from coserve.service.tables import FileRow, Table
 
 
@@ -43,6 +44,13 @@ def test_opening_twice_changes_nothing(tmp_path):
     before = sqlite3.connect(tmp_path / "db").execute("select sql from sqlite_master").fetchall()
     open_and_close(tmp_path / "db")
     assert sqlite3.connect(tmp_path / "db").execute("select sql from sqlite_master").fetchall() == before
+
+
+def test_a_schema_is_up_to_date_after_the_last_migration(tmp_path):
+    open_and_close(tmp_path / "db")
+    with sqlite3.connect(tmp_path / "db") as connection:
+        assert connection.execute("select version_num from alembic_version").fetchall() == [(SCHEMA,)]
+    assert known()[0] == SCHEMA
 
 
 def test_a_newer_schema_is_refused_in_one_clear_line(tmp_path):

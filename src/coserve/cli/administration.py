@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from coserve.address import Server as Address
+from coserve.address import find_server
 from coserve.cli.options import home_directory
-from coserve.client import ApiError, Client, Json, find_server
-from coserve.client import Server as Address
+from coserve.client import ApiError, Client, Json
 from coserve.errors import InvalidRequest
 
 _ORGANIZATION = "/v1/organization"

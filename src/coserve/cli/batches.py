@@ -90,7 +90,8 @@ def wait(batch: BatchId, output: Output = None, home: Home = None, url: Url = No
 
 
 def _client(home: Path | None, url: str | None, api_key: str | None) -> Client:
-    from coserve.client import Client, find_server
+    from coserve.address import find_server
+    from coserve.client import Client
 
     return Client(find_server(home_directory(home), url=url, api_key=api_key))
 

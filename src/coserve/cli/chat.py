@@ -31,7 +31,8 @@ def chat(
     api_key: ApiKey = None,
 ) -> None:
     """Chat with a model of a running server."""
-    from coserve.client import Client, find_server
+    from coserve.address import find_server
+    from coserve.client import Client
 
     params = {"temperature": temperature, "max_completion_tokens": max_tokens}
     with Client(find_server(home_directory(home), url=url, api_key=api_key)) as client:

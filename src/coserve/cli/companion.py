@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from coserve.address import Server
 from coserve.cli import example_job
 from coserve.cli.console import console
 from coserve.cli.observer import JobObserver, Observer
-from coserve.client import ApiError, Client, Server, UnreachableError
+from coserve.client import ApiError, Client, UnreachableError
 from coserve.demo import DemoLoad
 from coserve.display import Comparison, State, watch
 from coserve.errors import CoserveError, InvalidRequest

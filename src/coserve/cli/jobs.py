@@ -28,7 +28,8 @@ def jobs(context: typer.Context) -> None:
 @app.command("list")
 def list_jobs(home: Home = None, url: Url = None, api_key: ApiKey = None) -> None:
     """The latest jobs, newest first."""
-    from coserve.client import Client, find_server
+    from coserve.address import find_server
+    from coserve.client import Client
 
     with Client(find_server(home_directory(home), url=url, api_key=api_key)) as client:
         found = client.jobs()
@@ -41,8 +42,9 @@ def list_jobs(home: Home = None, url: Url = None, api_key: ApiKey = None) -> Non
 @app.command()
 def follow(job: JobId, home: Home = None, url: Url = None, api_key: ApiKey = None) -> None:
     """Show a job's progress until it ends; Ctrl-C leaves it running."""
+    from coserve.address import find_server
     from coserve.cli.follow import follow_job
-    from coserve.client import Client, find_server
+    from coserve.client import Client
 
     with Client(find_server(home_directory(home), url=url, api_key=api_key)) as client:
         follow_job(client, job)
@@ -51,7 +53,8 @@ def follow(job: JobId, home: Home = None, url: Url = None, api_key: ApiKey = Non
 @app.command()
 def cancel(job: JobId, home: Home = None, url: Url = None, api_key: ApiKey = None) -> None:
     """Cancel a job."""
-    from coserve.client import Client, find_server
+    from coserve.address import find_server
+    from coserve.client import Client
 
     with Client(find_server(home_directory(home), url=url, api_key=api_key)) as client:
         typer.echo(_row(client.cancel_job(job)))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from coserve import __version__
+from coserve.address import Server, read_server_file, server_file, write_server_file
 from coserve.cli.settings import ServeSettings
-from coserve.client import Server, read_server_file, server_file, write_server_file
 from coserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ def run(
     from coserve.engine import EngineConfig
     from coserve.service import run_server
     from coserve.service.tiers import read_tiers, tiers_path
+    from coserve.service.upstreams.config import read_upstreams_and_keys
 
     read_tiers(tiers_path(settings.tiers, settings.home))  # a mistake in a file should not cost the loading
-    _models_elsewhere(settings)
+    read_upstreams_and_keys(settings.upstreams, settings.home)
     run_server(
         _service_settings(settings, keys),
         settings.model,
@@ -66,8 +67,9 @@ def run_gateway(settings: ServeSettings) -> None:
     from coserve.service import Server, serve
     from coserve.service.no_engine import NO_TRAINING, no_engine
     from coserve.service.upstreams.config import FILE
+    from coserve.service.upstreams.pool import read_pool
 
-    if not _models_elsewhere(settings):
+    if not read_pool(settings.upstreams, settings.home).models():
         where = settings.upstreams or settings.home / FILE
         raise InvalidRequest(f"A gateway needs upstreams with models; {where} names none.", param="upstreams")
     server = Server(_service_settings(settings, keys), no_engine, training=NO_TRAINING)
@@ -90,13 +92,6 @@ def _service_settings(settings: ServeSettings, keys: Keys) -> Settings:
         tiers=settings.tiers,
         upstreams=settings.upstreams,
     )
-
-
-def _models_elsewhere(settings: ServeSettings) -> list[str]:
-    """Those that go to upstreams. Raises `InvalidRequest` for their file, and for keys that are not set."""
-    from coserve.service.upstreams.pool import read_pool
-
-    return list(read_pool(settings.upstreams, settings.home).models())
 
 
 def _tell(settings: ServeSettings, keys: Keys, on_ready: Callable[[Server], None], http: HttpServer) -> None:

@@ -16,9 +16,10 @@ def top(
     api_key: ApiKey = None,
 ) -> None:
     """Watch a running server: its requests, its fine-tuning job, and how its chip's time is shared."""
+    from coserve.address import find_server
     from coserve.cli.console import console
     from coserve.cli.observer import Observer
-    from coserve.client import Client, find_server
+    from coserve.client import Client
     from coserve.display import line, watch
 
     with Client(find_server(home_directory(home), url=url, api_key=api_key)) as client:

@@ -37,7 +37,8 @@ def train(
     api_key: ApiKey = None,
 ) -> None:
     """Fine-tune a model of a running server on DATA.jsonl."""
-    from coserve.client import Client, find_server
+    from coserve.address import find_server
+    from coserve.client import Client
 
     for path in filter(None, (data, validation)):
         check_examples(path)

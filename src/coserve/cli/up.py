@@ -41,9 +41,9 @@ def up(
     log_level: options.LogLevel = None,
 ) -> None:
     """Serve a model, fine-tune it on the same engine meanwhile, and watch."""
+    from coserve.address import Server
     from coserve.cli.companion import Errand, accompany
     from coserve.cli.launch import run
-    from coserve.client import Server
 
     settings = serve_settings(
         config,

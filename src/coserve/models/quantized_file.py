@@ -22,7 +22,7 @@ from torch import Tensor
 
 from coserve.errors import ModelError
 from coserve.kernels.quantized import QuantizedWeight
-from coserve.models.weights import map_tensors
+from coserve.models.weights import map_with_content
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def read(file: Path, wanted: str) -> dict[str, QuantizedWeight] | None:
             said = header.metadata() or {}
         if said.get("identity") != wanted:
             return None
-        tensors = map_tensors(file)
-        if str(_sum_of_words(tensors.values())) != said["sum"]:
+        tensors, content = map_with_content(file)
+        if str(_sum_of_words(content)) != said["sum"]:
             raise ValueError("its content has changed")
         return {name: _weight(name, form, tensors) for name, form in json.loads(said["matrices"]).items()}
     except FileNotFoundError:
@@ -87,10 +87,10 @@ Data = bytes | bytearray | memoryview
 
 
 class _InPieces:
-    """Writes to a file from its beginning on, a huge page at a time."""
+    """Writes to a file from its beginning on, a huge page at a time, and adds up its words."""
 
     def __init__(self, out: FileIO):
-        self._out, self._piece, self.position = out, bytearray(), 0
+        self._out, self._piece, self.position, self.sum = out, bytearray(), 0, 0
 
     def write(self, data: Data) -> None:
         rest = memoryview(data)
@@ -103,6 +103,9 @@ class _InPieces:
         self._piece += rest
 
     def flush(self) -> None:
+        if not self._piece:
+            return
+        self.sum = _wrapped(self.sum + _sum_of_words(torch.frombuffer(self._piece, dtype=torch.uint8)))
         _write_all(self._out, self._piece)
         self._piece.clear()
 
@@ -118,7 +121,6 @@ def _write(file: FileIO, made_of: str, weights: Iterable[tuple[str, QuantizedWei
     entries: dict[str, Any] = {}
     forms: dict[str, Any] = {}
     small: dict[str, Tensor] = {}
-    total = 0
     out = _InPieces(file)
 
     def add(name: str, tensor: Tensor) -> None:
@@ -133,7 +135,6 @@ def _write(file: FileIO, made_of: str, weights: Iterable[tuple[str, QuantizedWei
     out.write(bytes(room))
     for name, weight in weights:
         forms[name] = {"bits": weight.bits, "shape": weight.shape, "group": weight.group}
-        total += _sum_of_words(weight.tensors().values())
         # Scales come after all the integers, which are multiples of a cache line.
         for part, tensor in weight.tensors().items():
             if part == "data":
@@ -143,7 +144,7 @@ def _write(file: FileIO, made_of: str, weights: Iterable[tuple[str, QuantizedWei
     for name, tensor in small.items():
         add(name, tensor)
     out.flush()
-    metadata = {"identity": made_of, "sum": str(_wrapped(total)), "matrices": json.dumps(forms)}
+    metadata = {"identity": made_of, "sum": str(out.sum), "matrices": json.dumps(forms)}
     header = json.dumps({"__metadata__": metadata, **entries}).encode()
     file.seek(0)
     _write_all(file, (room - 8).to_bytes(8, "little") + header.ljust(room - 8))
@@ -155,17 +156,13 @@ def _weight(name: str, form: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     return QuantizedWeight(form["bits"], (rows, columns), form["group"], data, scales, mins)
 
 
-def _sum_of_words(tensors: Iterable[Tensor]) -> int:
-    """The sum of all 8-byte words, modulo 2^64: as fast as memory is read, which serving is about to do anyway."""
-    total = 0
-    for tensor in tensors:
-        raw = tensor.contiguous().view(-1).view(torch.uint8)
-        whole = raw.numel() // 8 * 8
-        words = (
-            raw[:whole].view(torch.int64) if raw.storage_offset() % 8 == 0 else raw[:whole].clone().view(torch.int64)
-        )
-        total += int(words.sum()) + int.from_bytes(raw[whole:].numpy().tobytes(), "little")
-    return _wrapped(total)
+def _sum_of_words(data: Tensor) -> int:
+    """Of bytes that begin where a word does: the sum of all 8-byte words, modulo 2^64. As fast as memory is read, which
+    serving is about to do anyway."""
+    whole = data.numel() // 8 * 8
+    return _wrapped(
+        int(data[:whole].view(torch.int64).sum()) + int.from_bytes(data[whole:].numpy().tobytes(), "little")
+    )
 
 
 def _wrapped(total: int) -> int:

@@ -87,6 +87,11 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
     They may be written to; the file stays as it is. Raises `ModelError` if it is truncated or corrupt, or of a type
     that PyTorch lacks.
     """
+    return map_with_content(file)[0]
+
+
+def map_with_content(file: Path) -> tuple[dict[str, Tensor], Tensor]:
+    """`map_tensors`, and all that they are views of: the bytes after the header, uint8."""
     try:
         with safe_open(file, framework="pt", device="cpu"):
             pass  # it checks the header: lengths, places, types
@@ -97,7 +102,8 @@ def map_tensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{file} is truncated or corrupt: {_explain(file, error)}") from error
     header.pop("__metadata__", None)
-    return {name: _view(file, mapped[8 + length :], name, **entry) for name, entry in header.items()}
+    data = mapped[8 + length :]
+    return {name: _view(file, data, name, **entry) for name, entry in header.items()}, data
 
 
 def _view(file: Path, data: Tensor, name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> Tensor:

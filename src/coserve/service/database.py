@@ -8,11 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -21,7 +17,7 @@ from coserve.errors import CoserveError, Unavailable
 
 SQLITE = "sqlite+aiosqlite"
 CONNECT_SECONDS = 5.0
-MIGRATIONS = Path(__file__).parent / "migrations"
+SCHEMA = "0004"  # the newest of the migrations
 
 
 class DatabaseError(CoserveError):
@@ -152,23 +148,23 @@ def _tame_sqlite(engine: AsyncEngine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def alembic_config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
 def migrate(connection: Connection) -> None:
     """Bring the schema up to date, in the caller's transaction. Raises `DatabaseError` for a newer one."""
-    config = alembic_config()
-    scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
-    present = MigrationContext.configure(connection).get_current_revision()
-    if present is not None and present not in known:
+    present = _schema(connection)
+    if present == SCHEMA:
+        return
+    from coserve.service.migrations import known, upgrade  # Alembic is slow to import, and seldom needed
+
+    if present is not None and present not in known():
         raise DatabaseError(
-            f"The database was written by a newer coserve (schema {present}; this version knows "
-            f"{scripts.get_current_head()}). Use that version, or another home directory."
+            f"The database was written by a newer coserve (schema {present}; this version knows {SCHEMA}). "
+            "Use that version, or another home directory."
         )
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    upgrade(connection)
+
+
+def _schema(connection: Connection) -> str | None:
+    """The migration that was made last; None before the first."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.scalar(text("SELECT version_num FROM alembic_version"))

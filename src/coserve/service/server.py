@@ -11,20 +11,23 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
 from coserve.errors import CoserveError, InvalidRequest
-from coserve.service.app import create_app
-from coserve.service.jobs import Training
 from coserve.service.protocol import BoundedProtocol
-from coserve.service.service import Service
 from coserve.service.settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from coserve.engine import Engine, EngineConfig
+    from coserve.service.jobs import Training
+    from coserve.service.service import Service
 
 BACKLOG = 2048
 STANDARD_INPUT = 0
@@ -72,13 +75,15 @@ class Server:
         listener = listen(self._settings.host, self._settings.port)
         try:
             self._settings.make_directories()
-            self.engine = self._engine_factory()
+            with ThreadPoolExecutor(max_workers=1) as meanwhile:
+                application = meanwhile.submit(self._application)  # slow to import
+                self.engine = self._engine_factory()
         except BaseException:
             listener.close()
             raise
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        app = create_app(self.engine, self._settings, training=self._training)
+        app = application.result()(self.engine)
         config = uvicorn.Config(
             app,
             http=BoundedProtocol,
@@ -100,6 +105,13 @@ class Server:
         if self._failure is not None:
             self.stop()
             raise self._failure
+
+    def _application(self) -> Callable[[Engine], Starlette]:
+        """What makes the application of an engine."""
+        from coserve.service.app import create_app
+        from coserve.service.jobs import Training
+
+        return partial(create_app, settings=self._settings, training=self._training or Training.real())
 
     def _run(self, config: uvicorn.Config, service: Service, listener: socket.socket) -> None:
         try:
@@ -184,10 +196,10 @@ def run_server(
     on_ready: Callable[[Server], None] | None = None,
 ) -> None:
     """Load a model and serve it until SIGTERM or Ctrl-C: `serve` with the real engine."""
-
-    def load() -> Engine:
+    with kept_for_good():
         from coserve.engine import Engine
 
+    def load() -> Engine:
         return Engine.from_pretrained(
             model, home=settings.directory, dtype=dtype, weights=weights, name=name, config=config
         )
@@ -208,6 +220,17 @@ def serve(server: Server, *, on_ready: Callable[[Server], None] | None = None) -
             server.wait()
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def kept_for_good() -> Iterator[None]:
+    """What the block makes stays: the garbage collector looks through it neither meanwhile nor afterwards."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager

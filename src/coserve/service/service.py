@@ -28,8 +28,9 @@ from coserve.service.metrics import Metrics
 from coserve.service.settings import DATABASE, Settings
 from coserve.service.tasks import cancel
 from coserve.service.tiers import Tiers, read_tiers, tiers_path
+from coserve.service.upstreams.config import read_upstreams_and_keys
 from coserve.service.upstreams.overflow import Overflow
-from coserve.service.upstreams.pool import Upstreams, read_pool, read_upstreams_and_keys
+from coserve.service.upstreams.pool import Upstreams, read_pool
 
 if TYPE_CHECKING:
     from coserve.engine import Engine

@@ -1,4 +1,4 @@
-"""How Alembic runs the migrations: on the connection from `database.migrate`, in its transaction."""
+"""How Alembic runs the migrations: on the connection from `upgrade`, in its transaction."""
 
 from alembic import context
 

@@ -155,6 +155,12 @@ def read_keys(content: UpstreamsFile, environment: Mapping[str, str] = os.enviro
     return keys
 
 
+def read_upstreams_and_keys(named: Path | None, home: Path) -> tuple[UpstreamsFile, dict[str, str]]:
+    """Of the file as named, else of `home`'s, else none. Raises `InvalidRequest`."""
+    content = read_upstreams(upstreams_path(named, home))
+    return content, read_keys(content)
+
+
 def cost_of(price: Price, prompt_tokens: int, completion_tokens: int) -> Decimal:
     """Millionths of a USD."""
     return price.input * prompt_tokens + price.output * completion_tokens

@@ -18,9 +18,7 @@ from coserve.service.upstreams.config import (
     UpstreamConfig,
     UpstreamsFile,
     cost_of,
-    read_keys,
-    read_upstreams,
-    upstreams_path,
+    read_upstreams_and_keys,
 )
 from coserve.service.upstreams.failures import not_taken
 from coserve.service.upstreams.health import watch
@@ -143,9 +141,3 @@ async def _end(upstream: Upstream) -> None:
 def read_pool(named: Path | None, home: Path) -> Upstreams:
     """Those of the file as named, else of `home`'s, else none. Raises `InvalidRequest`."""
     return Upstreams(*read_upstreams_and_keys(named, home))
-
-
-def read_upstreams_and_keys(named: Path | None, home: Path) -> tuple[UpstreamsFile, dict[str, str]]:
-    """Raises `InvalidRequest`."""
-    content = read_upstreams(upstreams_path(named, home))
-    return content, read_keys(content)
