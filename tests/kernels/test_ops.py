@@ -119,6 +119,19 @@ def test_attention_of_a_row_is_the_same_to_the_bit_however_its_prompt_is_cut(dty
         assert torch.equal(torch.cat(parts), whole)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (3, 1), (4, 2), (8, 1)])
+@pytest.mark.parametrize("window", [None, 5, 70])
+def test_what_a_row_does_not_see_does_not_reach_it(heads, kv_heads, window):
+    """Not even as an infinite value, which nothing times nothing would make a NaN of."""
+    total, odd, dim = 100, 77, 32
+    case = make_case(heads, kv_heads, dim, [(0, total)], torch.float32)
+    clean = run(ops, case, heads, kv_heads, window=window)
+    case[0].view(total, -1, dim)[odd, heads + kv_heads :] = torch.inf
+    touched = run(ops, case, heads, kv_heads, window=window)
+    seen = (torch.arange(total) >= odd) & (torch.arange(total) < odd + (window or total))
+    assert torch.equal(touched[~seen], clean[~seen]) and not touched[seen].isfinite().any()
+
+
 def test_layout_of_mixed_segments():
     layout = PagedLayout.build([(20, 1, [4, 9]), (0, 3, [7])])
     assert layout.positions.tolist() == [20, 0, 1, 2]
