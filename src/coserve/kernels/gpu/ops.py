@@ -1,4 +1,4 @@
-"""What `kernels.ops` and `kernels.differentiable` call for tensors on a GPU, under their names; `linear` will."""
+"""What `kernels.ops`, `differentiable` and `linear` call for tensors on a GPU, under their names."""
 
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.lora import add_lora
