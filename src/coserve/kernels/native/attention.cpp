@@ -1,7 +1,8 @@
 // Paged attention: each query to the cached keys of its own sequence, read block by block where they lie.
 //
-// Online softmax (Milakov & Gimelshein, 2018), 64 keys at a time from the first one on, whatever else is computed beside
-// it: see rows.cpp on why. A few queries read keys and values together; each sums in the order that it would have alone.
+// Online softmax (Milakov & Gimelshein, 2018), 64 keys at a time from the first one on, whatever else is computed
+// beside it: see rows.cpp on why. A few queries read keys and values together; each sums in the order that it would
+// have alone.
 
 #include "vectors.h"
 
@@ -139,8 +140,8 @@ INLINE void attend_spans(const Queries& all, int query, int span, const T* const
 }
 
 template <int L, class T>
-INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache, const int32_t* tables,
-                        T* out, const AttentionArgs& a, float* scratch) {
+INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache,
+                        const int32_t* tables, T* out, const AttentionArgs& a, float* scratch) {
   const int group = a.heads / a.kv_heads, count = tile.rows * group, dim = a.dim;
   float *qs = scratch, *results = qs + count * dim, *max = results + count * dim, *total = max + count;
   const Queries queries{qs, results, max, total, count, group, dim, tile.position, a.window};
@@ -156,7 +157,8 @@ INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_ca
   for (int span = oldest / kKeys; span * kKeys < end; span++) {
     const T *keys[kSpan], *values[kSpan];
     for (int i = 0; i < kSpan; i++) {
-      const int block = std::max(oldest / kBlock, std::min(span * kSpan + i, (end - 1) / kBlock));  // others are not read
+      const int visible = std::min(span * kSpan + i, (end - 1) / kBlock);  // others are not read
+      const int block = std::max(oldest / kBlock, visible);
       const int64_t base = (int64_t(tables[tile.table + block]) * a.kv_heads + kv_head) * dim * kBlock;
       keys[i] = k_cache + base, values[i] = v_cache + base;
     }

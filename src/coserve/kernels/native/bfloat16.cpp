@@ -76,7 +76,7 @@ void product_by_dots(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
                            y + int64_t(row) * m.columns);
 }
 
-// ---- by tiles: W's rows are A as they lie in the checkpoint, and pairs of x are B; what comes out is y transposed ------
+// ---- by tiles: W's rows are A as they lie in the checkpoint, pairs of x are B, and what comes out is y transposed ----
 
 #ifdef AMX
 
@@ -137,8 +137,8 @@ struct Weights {
   int64_t stride;
 };
 
-// What the memory is asked for meanwhile: a share of the next rows of W at each step, row by row, so that the processor's own
-// prefetcher follows.
+// What the memory is asked for meanwhile: a share of the next rows of W at each step, row by row, so that the
+// processor's own prefetcher follows.
 struct Ahead {
   const bf16* next = nullptr;
   int64_t stride = 0;  // elements
@@ -215,7 +215,8 @@ INLINE void finish(const Bf16Matrix& m, const float* sums, int row, int rows, in
   transpose(turned);
   const int here = std::min(kTile, m.columns - column);
   const __mmask16 mask = (1 << here) - 1;
-  const __m512i bias = m.bias ? _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, m.bias + column)), 16) : __m512i{};
+  __m512i bias = {};
+  if (m.bias) bias = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, m.bias + column)), 16);
   UNROLL for (int r = 0; r < kTile; r++) {
     if (r >= rows) break;
     const __m512 sum = _mm512_add_ps((__m512)turned[r], (__m512)bias);
@@ -261,7 +262,7 @@ void many_rows(const Bf16Matrix& m, const bf16* x, int row, int rows, int begin,
     for (int column = begin; column < end; column += kStep) {
       copy_rows(m, column, k, here, work);
       const bool ends = column + kStep >= end;
-      const bf16* next = ends ? m.w + int64_t(begin) * m.depth + k + kDepth : m.w + int64_t(column + kStep) * m.depth + k;
+      const bf16* next = m.w + (ends ? int64_t(begin) * m.depth + k + kDepth : int64_t(column + kStep) * m.depth + k);
       for (int pass = 0; pass < passes; pass++) {
         const int tile = 2 * pass, share = (kStep + passes - 1) / passes;
         const Ahead ahead{next, m.depth, here, pass * share * here, share};
@@ -274,7 +275,8 @@ void many_rows(const Bf16Matrix& m, const bf16* x, int row, int rows, int begin,
   }
   for (int column = begin; column < std::min(end, m.columns); column += kTile)
     for (int tile = 0; tile < tiles; tile++)
-      finish(m, work.sums[(column - begin) / kTile][tile], row + tile * kTile, std::min(kTile, rows - tile * kTile), column, y);
+      finish(m, work.sums[(column - begin) / kTile][tile], row + tile * kTile, std::min(kTile, rows - tile * kTile),
+             column, y);
 }
 
 void product_by_tiles(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {

@@ -22,8 +22,8 @@ inline Level level_of_processor() {
 #ifdef AVX2
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return plain;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl"))
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return avx2;
 #ifdef AMX
   constexpr int kAskFor = 0x1023, kTileData = 18;  // Linux keeps tiles for no process that has not asked

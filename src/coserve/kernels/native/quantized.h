@@ -1,4 +1,5 @@
-// What the products with quantised matrices share: how a matrix lies in memory, and how rows are rounded on their way in.
+// What the products with quantised matrices share: how a matrix lies in memory, and how rows are rounded on their way
+// in.
 
 #pragma once
 

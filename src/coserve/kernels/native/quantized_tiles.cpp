@@ -16,11 +16,11 @@
 namespace {
 
 constexpr int kFewest[2] = {8, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
-constexpr int kQuad = 4;             // columns of a word of 8-bit integers
+constexpr int kQuad = 4;             // 8-bit integers in a word
 constexpr int kPair = 2;             // panels at a time
-constexpr int kMostPairs = 16;       // that wait for the next chunk along k, where x does not stay in the cache
 constexpr int kMostRows = 256;       // that the weights are read for once
-constexpr int kFewRows = 64;         // that do
+constexpr int kFewRows = 64;         // that stay in a core's own cache at their full length
+constexpr int kMostPairs = 16;       // that wait for the next chunk along k, beside more rows
 constexpr int kBlocks = 4;           // of 4-bit weights, whose sums wait to be scaled
 constexpr int kLines = kDepth / kQuad;  // of B, in a chunk
 
@@ -132,7 +132,8 @@ INLINE void dots8(const Place& at, const Panel* panels, Work& work) {
   }
 }
 
-// The same for 4-bit weights, whose sums of 32 elements are scaled by themselves. `Blocks` of them, from k on: their sums.
+// The same for 4-bit weights, whose sums of 32 elements are scaled by themselves. The sums of `Blocks` of them, from k
+// on.
 template <bool Fresh, int Blocks>
 INLINE void multiply4(const Place& at, const Panel* panels, int k, Work& work, int32_t (*sums)[kTile * kTile]) {
   constexpr int kLinesOfBlock = kBlockK / kQuad;
@@ -142,7 +143,8 @@ INLINE void multiply4(const Place& at, const Panel* panels, int k, Work& work, i
   uint8_t* const b = work.b[0] + (k - at.first) * (kTileRow / kQuad);
   if constexpr (Fresh)
     for (int p = 0; p < kPair; p++)
-      spread<4, Blocks * kLinesOfBlock>(panels[p].data + int64_t(k) * (kPanel / 2), Blocks * kLinesOfBlock, b + p * kOther);
+      spread<4, Blocks * kLinesOfBlock>(panels[p].data + int64_t(k) * (kPanel / 2), Blocks * kLinesOfBlock,
+                                        b + p * kOther);
   UNROLL for (int i = 0; i < Blocks; i++) {
     if constexpr (!Fresh) ask(at, (k - at.first) / kBlockK + i);
     const uint8_t* lines = b + i * kLinesOfBlock * kTileRow;
@@ -217,7 +219,8 @@ INLINE void dots(const Place& at, const Panel* panels, Work& work) {
 // Two panels; where there is no second one, the first again.
 struct Pair {
   Panel panels[kPair];
-  Pair(const QuantizedMatrix& w, int64_t i) : panels{w.panel(2 * i), w.panel(std::min<int64_t>(2 * i + 1, w.panels() - 1))} {}
+  Pair(const QuantizedMatrix& w, int64_t i)
+      : panels{w.panel(2 * i), w.panel(std::min<int64_t>(2 * i + 1, w.panels() - 1))} {}
 };
 
 // Where the elements from `first` on end that are summed together.
@@ -248,8 +251,8 @@ INLINE void chunk_product(const TileRows& x, int row, int rows, const Pair& pair
 
 // Rows [row, row + rows) of y from column `first` on, from the totals of some pairs: row by row, in long runs.
 template <int Bits>
-INLINE void finish(const TileRows& x, int row, int rows, const Work& work, int pairs, const QuantizedMatrix& w, int first,
-                   const float* bias, float* y) {
+INLINE void finish(const TileRows& x, int row, int rows, const Work& work, int pairs, const QuantizedMatrix& w,
+                   int first, const float* bias, float* y) {
   for (int r = 0; r < rows; r++) {
     const __m512 scale = _mm512_set1_ps(Bits == 8 ? x.scales[row + r] : 1.0f);
     float* out = y + int64_t(row + r) * w.columns;
@@ -266,7 +269,8 @@ INLINE void finish(const TileRows& x, int row, int rows, const Work& work, int p
 
 // Pairs [begin, end). Beside many rows, which do not stay in the cache at their full length, several at each chunk.
 template <int Bits, bool Mins>
-void pairs_product(const TileRows& x, const QuantizedMatrix& w, const float* bias, float* y, int begin, int end, Work& work) {
+void pairs_product(const TileRows& x, const QuantizedMatrix& w, const float* bias, float* y, int begin, int end,
+                   Work& work) {
   const Tiles tiles(Bits == 8 ? kTile : kBlockK / kQuad);
   for (int row = 0; row < x.count; row += kMostRows) {
     const int rows = std::min(kMostRows, x.count - row);

@@ -1,8 +1,8 @@
 // What the kernels share: vectors of the processor's own width, bfloat16, and the choice of a processor's functions.
 //
 // A kernel is a template over L, the floats in a vector; LEVELS makes a function of it for each width, compiled for
-// the instructions that go with it, and `level()` (level.h) tells at run time which one this processor takes. (The compiler's
-// own vectors are used, but never wider than a register: it splits wider ones badly.)
+// the instructions that go with it, and `level()` (level.h) tells at run time which one this processor takes. (The
+// compiler's own vectors are used, but never wider than a register: it splits wider ones badly.)
 
 #pragma once
 
