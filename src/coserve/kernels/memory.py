@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,11 +25,16 @@ def map_file(file: BinaryIO) -> Tensor:
     return _in_huge_pages(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
-def huge_copy(tensor: Tensor) -> Tensor:
-    """A copy in huge pages. Reading one with small pages takes a third longer: each needs its address looked up."""
+def huge_empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory in huge pages. Reading it in small ones takes a third longer: each needs its address looked up."""
+    size = math.prod(shape) * dtype.itemsize
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
-    room = _in_huge_pages(mmap.mmap(-1, max(1, tensor.nbytes), **private))[: tensor.nbytes]
-    return room.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    room = _in_huge_pages(mmap.mmap(-1, max(1, size), **private))[:size]
+    return room.view(dtype).view(tuple(shape))
+
+
+def huge_copy(tensor: Tensor) -> Tensor:
+    return huge_empty(tensor.shape, tensor.dtype).copy_(tensor)
 
 
 def _in_huge_pages(mapping: mmap.mmap) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coserve.kernels.memory import huge_empty
+
 BLOCK_SIZE = 16  # tokens; one AVX-512 vector of float32 in the attention kernel
 TILE_ROWS = 8  # rows of one segment that read the cache together
 
@@ -44,6 +46,8 @@ class KVCache:
         by_dim = (blocks, kv_heads, head_dim, BLOCK_SIZE)
 
         def storage(*shape: int) -> list[Tensor]:
+            if torch.device(device).type == "cpu":
+                return [huge_empty(shape, dtype) for _ in range(layers)]
             return [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
 
         self.keys = [k.transpose(2, 3) for k in storage(*by_token)] if token_major else storage(*by_dim)
