@@ -25,7 +25,7 @@ from unittest.mock import patch
 
 from benchmarks.decode import Ours, step_bytes
 from benchmarks.machine import describe_machine, machine_line
-from benchmarks.models import LLAMA_1B, BenchmarkModel, find_models
+from benchmarks.models import LLAMA_1B, BenchmarkModel, cache_directory, find_models
 from benchmarks.options import benchmark_parser, positive
 from benchmarks.report import Row, medians, print_table, progress, write_json
 from coserve.engine import EngineConfig
@@ -125,7 +125,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def measure_model(model: BenchmarkModel, weights: str, streams: Sequence[int], rounds: int, output: int) -> list[Row]:
     progress(f"{model.name}, {weights}: loading")
-    ours = Ours(model, config=EngineConfig(max_num_seqs=max(streams), itl_goal=60.0), weights=weights)
+    config = EngineConfig(max_num_seqs=max(streams), itl_goal=60.0)
+    ours = Ours(model, config=config, weights=weights, home=cache_directory() / "coserve")  # as a server has it
     rows: list[Row] = []
     try:
         measure(ours, 1, 32, 8, 0)

@@ -1,9 +1,10 @@
-"""coserve, as a program that imports it uses it, with steps long enough that prompts are not cut for others' sake."""
+"""coserve, as a program that imports it uses it, with a home, and steps so long that prompts are not cut for others."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from benchmarks.cpu_engines.setup import Setup
 from benchmarks.decode import Ours
@@ -13,7 +14,7 @@ from coserve.engine import Engine, EngineConfig
 
 class Coserve(Ours):
     def __init__(self, setup: Setup):
-        options = {"weights": setup.weights}
+        options: dict[str, Any] = {"weights": setup.weights, "home": Path(setup.cache) / "coserve"}
         if "weights" not in inspect.signature(Engine.from_pretrained).parameters:
             if setup.weights != "bf16":
                 raise ValueError(f"this coserve has no {setup.weights} weights")
