@@ -36,6 +36,7 @@ import numpy as np
 from benchmarks.http_load import Target, closed_loop
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.options import positive, seconds
+from benchmarks.processes import ended
 from benchmarks.report import Row, medians, print_table, progress, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,10 +85,10 @@ def free_port() -> int:
 def process(command: Sequence[str], port: int, path: str, key: str, **environment: str) -> Iterator[None]:
     """Run a command until its port answers, and to the end of the block."""
     with tempfile.TemporaryFile() as log:
-        running = subprocess.Popen(
+        started = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT
         )
-        try:
+        with ended(started) as running:
             deadline = time.monotonic() + _START_SECONDS
             while not _answers(port, path, key):
                 if running.poll() is not None or time.monotonic() > deadline:
@@ -95,13 +96,6 @@ def process(command: Sequence[str], port: int, path: str, key: str, **environmen
                     raise SystemExit(f"{command[0]} did not start:\n{log.read().decode()[-2000:]}")
                 time.sleep(0.2)
             yield
-        finally:
-            running.terminate()
-            try:
-                running.wait(20)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
 
 
 def _answers(port: int, path: str, key: str) -> bool:

@@ -23,14 +23,14 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.models import LLAMA_1B, BenchmarkModel, cache_directory, find_models
 from benchmarks.options import benchmark_parser
+from benchmarks.processes import ended
 from benchmarks.report import Row, medians, print_table, progress, write_json
 from benchmarks.start_worker import PROMPT, SUM
 
@@ -47,7 +47,7 @@ def over_http(path: Path, weights: str, home: Path) -> dict[str, float]:
     options = ["--home", str(home), "--port", "0", "--name", "served", "--log-level", "error"]
     environment = {**os.environ, "COSERVE_API_KEY": key}
     begun = time.perf_counter()
-    with _ended(subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=subprocess.PIPE)) as server:
+    with ended(subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=subprocess.PIPE)) as server:
         _line_of(server, "coserve ")
         loading = time.perf_counter()
         url = _line_of(server, "serving ").split()[-1]
@@ -62,7 +62,7 @@ def from_python(path: Path, weights: str, home: Path) -> dict[str, float]:
     """Seconds of a start of the engine in a process of its own, by part."""
     command = [sys.executable, "-m", "benchmarks.start_worker", str(path), weights, str(home)]
     begun = time.perf_counter()
-    with _ended(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)) as process:
+    with ended(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
         total = time.perf_counter() - begun
@@ -71,21 +71,6 @@ def from_python(path: Path, weights: str, home: Path) -> dict[str, float]:
     parts: dict[str, float] = json.loads(said)
     within = sum(seconds for part, seconds in parts.items() if part != SUM)
     return {"imports": total - within, **parts, TOTAL: total}
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _line_of(server: subprocess.Popen[bytes], beginning: str) -> str:

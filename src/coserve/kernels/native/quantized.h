@@ -12,6 +12,8 @@ constexpr int kDepth = 1024;  // of 8-bit ones: 1024 * 128 * 16383 < 2^31
 constexpr int kGroup = 128;   // rows that a panel is taken through the caches for
 constexpr int kAhead = 4096;  // bytes between what is used and what is asked of the memory
 
+typedef int32_t Word;  // two 16-bit or four 8-bit activations, neighbours along k
+
 struct Panel {
   const uint8_t* data;
   const uint16_t *scales, *mins;  // float16 [groups, 16]

@@ -11,9 +11,11 @@
 #include <immintrin.h>
 
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 
 namespace {
+
+#include "quantized_avx512.h"
 
 constexpr int kFewest[2] = {8, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
 constexpr int kQuad = 4;             // 8-bit integers in a word
@@ -45,25 +47,16 @@ INLINE __m512i line8(const uint8_t* w) {  // from pairs, [2, 16, 2], to [16, 4]
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), _mm512_loadu_si512(w));
 }
-INLINE __m512i line4(const uint8_t* w) {
-  const __m256i v = _mm256_loadu_si256((const __m256i*)w);
-  const __m512i halves = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
-  return _mm512_and_si512(halves, _mm512_set1_epi8(15));
-}
 // A tile of B, and its share of what comes kAhead bytes later; lines that are missing are zero.
 template <int Bits, int Lines>
 INLINE void spread(const uint8_t* w, int lines, uint8_t* b) {
   constexpr int kBytes = kPanel * kQuad * Bits / 8;
   for (int i = 0; i < Lines; i++) {
     if (i * kBytes % 64 == 0) __builtin_prefetch(w + i * kBytes + kAhead);
-    const __m512i line = i >= lines ? __m512i{} : Bits == 8 ? line8(w + i * kBytes) : line4(w + i * kBytes);
+    const __m512i line = i >= lines ? __m512i{} : Bits == 8 ? line8(w + i * kBytes) : Avx512::quads(w + i * kBytes);
     _mm512_store_si512(b + i * kTileRow, line);
   }
 }
-
-INLINE __m512 half_floats(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-INLINE __m512 plus(__m512 total, __m512 v, float by) { return _mm512_fmadd_ps(v, _mm512_set1_ps(by), total); }
-INLINE __m512 scaled(__m512i sum, __m512 scale) { return _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale); }
 
 // ---- sixteen rows against a chunk of two panels ---------------------------------------------------------------------
 
@@ -117,16 +110,16 @@ INLINE void dots8(const Place& at, const Panel* panels, Work& work) {
   TILE_STORE(3, work.sums[0][3]);
   for (int p = 0; p < kPair; p++) {
     const int group = at.first / panels[p].group * kPanel;
-    const __m512 scale = half_floats(panels[p].scales + group);
-    const __m512 min = Mins ? half_floats(panels[p].mins + group) : __m512{};
+    const __m512 scale = Avx512::half_floats(panels[p].scales + group);
+    const __m512 min = Mins ? Avx512::half_floats(panels[p].mins + group) : __m512{};
     const int32_t *of_high = work.sums[0][2 * p], *of_low = work.sums[0][2 * p + 1];
     for (int r = 0; r < at.rows; r++) {
       const __m512i high_sum = _mm512_slli_epi32(_mm512_load_si512(of_high + r * kTile), 8);
       const __m512i sum = _mm512_add_epi32(high_sum, _mm512_load_si512(of_low + r * kTile));
-      __m512 total = plus(_mm512_load_ps(at.total[p] + r * kPanel), scaled(sum, scale), 1.0f);
+      __m512 total = Avx512::sum(_mm512_load_ps(at.total[p] + r * kPanel), Avx512::scaled({sum}, scale), 1.0f);
       if constexpr (Mins)
         for (int block = at.first / kBlockK; block < at.last / kBlockK; block++)
-          total = plus(total, min, x.sums[int64_t(at.row + r) * x.blocks + block]);
+          total = Avx512::sum(total, min, x.sums[int64_t(at.row + r) * x.blocks + block]);
       _mm512_store_ps(at.total[p] + r * kPanel, total);
     }
   }
@@ -177,15 +170,16 @@ INLINE void scale4(const Place& at, const Panel* panels, int k, const int32_t (*
     __m512 scale[Blocks], min[Blocks];
     UNROLL for (int i = 0; i < Blocks; i++) {
       const int group = (k + i * kBlockK) / panels[p].group * kPanel;
-      scale[i] = half_floats(panels[p].scales + group);
-      min[i] = Mins ? half_floats(panels[p].mins + group) : _mm512_mul_ps(scale[i], _mm512_set1_ps(-8.0f));
+      scale[i] = Avx512::half_floats(panels[p].scales + group);
+      min[i] = Mins ? Avx512::half_floats(panels[p].mins + group) : Avx512::times(scale[i], -8.0f);
     }
     for (int r = 0; r < at.rows; r++) {
       const int64_t place = int64_t(at.row + r) * x.blocks + k / kBlockK;
       __m512 total = _mm512_load_ps(at.total[p] + r * kPanel);
       UNROLL for (int i = 0; i < Blocks; i++) {
         const __m512i sum = _mm512_load_si512(sums[p * kBlocks + i] + r * kTile);
-        total = plus(plus(total, min[i], x.sums[place + i]), scaled(sum, scale[i]), x.scales[place + i]);
+        total = Avx512::sum(total, min[i], x.sums[place + i]);
+        total = Avx512::sum(total, Avx512::scaled({sum}, scale[i]), x.scales[place + i]);
       }
       _mm512_store_ps(at.total[p] + r * kPanel, total);
     }
