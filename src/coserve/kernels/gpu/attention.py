@@ -51,7 +51,7 @@ def paged_attention(
     keys, values = cache.keys[layer], cache.values[layer]
     key_scales = None if cache.key_scales is None else cache.key_scales[layer]
     value_scales = None if cache.value_scales is None else cache.value_scales[layer]
-    cached = (keys, values, key_scales, value_scales, keys.stride(), values.stride())
+    cached = (keys, values, keys.stride(), values.stride())
     group = heads // kv_heads
     shape = {
         "window": window or 0,
@@ -60,7 +60,7 @@ def paged_attention(
         "DIM": dim,
         "DIM_PADDED": max(_LEAST_QUERIES, triton.next_power_of_2(dim)),
     }
-    common = (qkv, qkv.stride(0), cached, layout.segments, layout.tables, scale)
+    common = (qkv, qkv.stride(0), cached, key_scales, value_scales, layout.segments, layout.tables, scale)
     steps, others = layout.decoding, layout.segments.shape[0] - layout.decoding
     if steps:
         splits = _most_splits(layout.context if window is None else min(layout.context, window))
@@ -116,7 +116,9 @@ def _attend(
     first,  # a multiple of the tile
     oldest,  # keys before it, and from `last` on, may hold anything, even NaN
     last,
-    cached,  # keys, values, their scales or None, their strides
+    cached,  # keys, values, their strides
+    key_scales,
+    value_scales,
     scale,
     window: tl.constexpr,
     soft_cap: tl.constexpr,
@@ -125,7 +127,7 @@ def _attend(
 ):
     """Each query over the keys [first, last): the weighted values [queries, DIM_PADDED], not yet divided by the sum of
     the weights; the highest score, in powers of two; that sum."""
-    keys, values, key_scales, value_scales, k_strides, v_strides = cached
+    keys, values, k_strides, v_strides = cached
     k_block, k_head, k_dim, k_token = k_strides
     v_block, v_head, v_token, v_dim = v_strides
     QUERIES: tl.constexpr = q.shape[0]
@@ -172,6 +174,8 @@ def _decode(
     q,
     q_stride,
     cached,
+    key_scales,  # not in the tuple: Triton 3.5 and 3.6 take no None there
+    value_scales,
     segments,
     tables,
     scale,
@@ -209,6 +213,8 @@ def _decode(
         oldest,
         last,
         cached,
+        key_scales,
+        value_scales,
         scale,
         window,
         soft_cap,
@@ -264,6 +270,8 @@ def _prefill(
     q,
     q_stride,
     cached,
+    key_scales,  # not in the tuple: Triton 3.5 and 3.6 take no None there
+    value_scales,
     segments,
     tables,
     scale,
@@ -304,6 +312,8 @@ def _prefill(
         oldest,
         position + tl.minimum(rows, start + TOKENS),
         cached,
+        key_scales,
+        value_scales,
         scale,
         window,
         soft_cap,
