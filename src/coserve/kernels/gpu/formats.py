@@ -15,6 +15,7 @@ from torch import Tensor
 
 from coserve.kernels.quantized import QuantizedWeight, unpack
 
+_LARGEST_E4M3 = 448.0
 HALF = 32  # columns whose 4-bit integers are the low halves of as many bytes; the next 32 are the high halves
 
 
@@ -59,6 +60,17 @@ class QuantizedRows:
         padded = F.pad(data.view(torch.uint8), (0, -columns % HALF)).view(data.dtype)  # zero is zero in all formats
         by_row = scales.float().repeat_interleave(block, 0)[:rows].t().contiguous()
         return cls(8, (rows, columns), block, padded, by_row)
+
+    @classmethod
+    def in_fp8(cls, weight: Tensor) -> QuantizedRows:
+        """A matrix of floats rounded to `torch.float8_e4m3fn`, with a scale for each row."""
+        wide = weight.float()
+        scales = wide.abs().amax(1) / _LARGEST_E4M3
+        steps = wide / torch.where(scales > 0, scales, 1.0).unsqueeze(1)
+        rounded = steps.clamp(-_LARGEST_E4M3, _LARGEST_E4M3).to(torch.float8_e4m3fn)
+        columns = weight.shape[1]
+        padded = F.pad(rounded.view(torch.uint8), (0, -columns % HALF)).view(rounded.dtype)
+        return cls(8, (weight.shape[0], columns), padded.shape[1], padded, scales.unsqueeze(0))
 
     @property
     def name(self) -> str:
