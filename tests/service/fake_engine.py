@@ -37,6 +37,7 @@ class FakeEngine:
 
     def __init__(self, name: str = "base"):
         self.name = name
+        self.device = "cpu"
         self.tokenizer = FakeTokenizer()
         self.model_config = SimpleNamespace(vocab_size=256, hidden_size=4096)
         self.max_context = 1000

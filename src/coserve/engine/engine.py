@@ -20,6 +20,7 @@ from coserve.engine.background import BackgroundWork
 from coserve.engine.background_queue import BackgroundQueue
 from coserve.engine.batch import Batch, Ride, Segment
 from coserve.engine.blocks import BlockPool, blocks_for
+from coserve.engine.cache_size import cache_tokens
 from coserve.engine.config import EngineConfig
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
@@ -39,7 +40,8 @@ from coserve.errors import (
 )
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
-from coserve.kernels.memory import available_memory, keep_freed_memory
+from coserve.kernels.device import choose_device
+from coserve.kernels.memory import keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
@@ -56,7 +58,6 @@ _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
 _WARM_UP_SECONDS = 0.5
-_MAX_CACHE_BYTES = 4 << 30
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -83,7 +84,7 @@ class Engine:
         self.cost = decoder.cost
         self.estimator = Estimator(roofline)
         self._predictor = Predictor(self.cost, self.estimator)
-        serving = blocks_for(self._cache_tokens())
+        serving = blocks_for(cache_tokens(decoder, self.config))
         training = blocks_for(self.config.train_tokens)
         self.cache = decoder.new_cache(serving + training)
         self.train_blocks = list(range(serving, serving + training))
@@ -113,6 +114,7 @@ class Engine:
         model: str | Path = "builtin",
         *,
         home: Path | None = None,
+        device: str = "auto",
         dtype: str = "auto",
         weights: str = "auto",
         name: str | None = None,
@@ -121,18 +123,19 @@ class Engine:
         """Load a model ("builtin", a local directory or a hub id), measure the chip (or use the measurement kept in
         `home`), and start.
 
-        `dtype`: of the arithmetic. `weights`: of the matrices, "auto", "bf16", "int8" or "int4"; quantised ones are
-        kept in `home`. Raises `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `dtype` or
-        `weights`.
+        `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". `dtype`: of the arithmetic. `weights`: of the
+        matrices, "auto", "bf16", "int8", "int4" or, on a GPU, "fp8"; what a CPU has quantised is kept in `home`. Raises
+        `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `device`, `dtype` or `weights`.
         """
         if dtype != "auto" and dtype not in DTYPES:
             raise InvalidRequest(f"dtype is {dtype!r}; it must be auto, bfloat16 or float32.", param="dtype")
+        chosen = choose_device(device)
         keep_freed_memory()
         made: queue.SimpleQueue[Engine | BaseException] = queue.SimpleQueue()
 
         def live() -> None:
             try:
-                engine = cls._load(model, home, DTYPES.get(dtype), weights, name, config)
+                engine = cls._load(model, home, chosen, DTYPES.get(dtype), weights, name, config)
             except BaseException as error:
                 made.put(error)
                 return
@@ -152,6 +155,7 @@ class Engine:
         cls,
         model: str | Path,
         home: Path | None,
+        device: torch.device,
         dtype: torch.dtype | None,
         weights: str,
         name: str | None,
@@ -159,8 +163,10 @@ class Engine:
     ) -> Engine:
         cache = home / "cache" if home else None
         path = resolve_model(model, cache_dir=cache / "hub" if cache else None)
-        decoder = Decoder.from_directory(path, dtype=dtype, weights=weights, cache=cache / "weights" if cache else None)
-        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype, decoder.weight_format)
+        kept = cache / "weights" if cache else None
+        decoder = Decoder.from_directory(path, device=device, dtype=dtype, weights=weights, cache=kept)
+        measured = cache / "chip.json" if cache else None
+        chip = load_or_measure_chip(measured, decoder.dtype, decoder.weight_format, device)
         own_name = path.resolve().name if model != BUILTIN and Path(model).exists() else str(model)
         return cls(
             decoder,
@@ -172,6 +178,10 @@ class Engine:
         )
 
     # ---- for callers, from any thread -------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
 
     @property
     def model_config(self) -> ModelConfig:
@@ -253,7 +263,8 @@ class Engine:
             raise InvalidRequest(f"{name!r} is the base model's name; an adapter needs its own.", param="name")
         # In a thread that ends: see `from_pretrained` on OpenMP's threads.
         with ThreadPoolExecutor(max_workers=1) as once:
-            loaded = once.submit(load_adapter, name, path, self.decoder.config, self.decoder.dtype)
+            decoder = self.decoder
+            loaded = once.submit(load_adapter, name, path, decoder.config, decoder.dtype, decoder.device)
             self._adapters[name] = loaded.result()
 
     def unload_adapter(self, name: str) -> None:
@@ -634,16 +645,6 @@ class Engine:
         self._counters.idle_seconds += time.perf_counter() - started
 
     # ---- start ------------------------------------------------------------------------------------------------
-
-    def _cache_tokens(self) -> int:
-        """Tokens of KV cache to serve from: as configured, or what a share of the free memory holds."""
-        if self.config.kv_cache_tokens is not None:
-            return max(BLOCK_SIZE, self.config.kv_cache_tokens)
-        by_memory = min(_MAX_CACHE_BYTES, available_memory() // 4) // (
-            self.cost.layers * self.cost.kv_width * self.cost.kv_bytes
-        )
-        most_useful = self.config.max_num_seqs * self.decoder.max_positions
-        return max(BLOCK_SIZE, min(by_memory, most_useful))
 
     def _warm_up(self) -> None:
         """A few passes over made-up tokens, so that the first requests meet a calibrated estimator and warm code."""

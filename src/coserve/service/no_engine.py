@@ -21,6 +21,7 @@ class NoEngine:
     """What the service asks of an engine, answered by one that has nothing."""
 
     name = NAME
+    device = "none"
     max_context = 1 << 30  # tokens: its upstreams know their own
     generation_config = None
 
