@@ -49,6 +49,7 @@ class FakeEngine:
         self.cancelled: set[str] = set()
         self.adapters: dict[str, Path] = {}
         self.stopped = threading.Event()
+        self.asleep = False
 
     def models(self) -> list[str]:
         return [self.name, *self.adapters]
@@ -99,6 +100,13 @@ class FakeEngine:
 
     def unload_adapter(self, name: str) -> None:
         self.adapters.pop(name, None)
+
+    def sleep(self) -> int:
+        self.asleep = True
+        return 7_000_000_000
+
+    def wake(self) -> None:
+        self.asleep = False
 
     def stats(self) -> EngineStats:
         numbers = {

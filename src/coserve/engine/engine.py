@@ -9,9 +9,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from coserve.engine.batch import Batch, Ride, Segment
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.cache_size import cache_tokens
 from coserve.engine.config import EngineConfig
+from coserve.engine.offload import Offloaded, offload
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
 from coserve.engine.protection import Protection
@@ -40,7 +41,7 @@ from coserve.errors import (
 )
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
-from coserve.kernels.device import choose_device
+from coserve.kernels.device import choose_device, is_gpu
 from coserve.kernels.memory import keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
@@ -52,6 +53,7 @@ from coserve.models.tokenizer import Tokenizer
 from coserve.roofline import Estimator, Roofline
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
@@ -103,6 +105,7 @@ class Engine:
         self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stopping = False
+        self._offloaded: Offloaded | None = None  # while it sleeps
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.
@@ -279,6 +282,24 @@ class Engine:
         """Run something short on the engine's thread, between two steps."""
         self._inbox.put(function)
 
+    def sleep(self) -> int:
+        """Move weights and KV cache from the GPU's memory to main memory, and do nothing until `wake`.
+
+        Returns when the memory is free for other programs: how many bytes. Requests in flight, those that come
+        meanwhile and background work wait, and go on afterwards as if nothing had been. On a CPU the engine only rests:
+        there is nowhere to move to. Raises `Unavailable` if main memory has no room; then the engine goes on.
+        """
+        return self._between_steps(self._fall_asleep)
+
+    def wake(self) -> None:
+        """Undo `sleep`; returns when the engine works again. Raises `Unavailable` if the GPU's memory is taken by
+        another program; then it sleeps on."""
+        self._between_steps(self._wake_up)
+
+    @property
+    def asleep(self) -> bool:
+        return self._offloaded is not None
+
     def stats(self) -> EngineStats:
         c, chip = self._counters, self.estimator.roofline.chip
         ttft, itl = c.ttft.recent(0.5, 0.99), c.itl.recent(0.5, 0.99)
@@ -288,6 +309,7 @@ class Engine:
             chip=chip.name,
             chip_bandwidth=chip.bandwidth,
             chip_flops=chip.flops,
+            asleep=self.asleep,
             requests_running=len(self.scheduler.running),
             requests_waiting=len(self.scheduler.waiting) - len(self.scheduler.parked) + submitted,
             requests_parked=len(self.scheduler.parked),
@@ -342,13 +364,16 @@ class Engine:
             try:
                 self._read_inbox()
                 self._expire()
-                if self.scheduler.has_work:
+                if self.asleep:
+                    self._wait()
+                elif self.scheduler.has_work:
                     self.step()
                 elif not self._run_idle_slice():
                     self._wait()
             except Exception as error:
                 log.exception("a step failed; all requests end with an error")
                 self._fail_all(error)
+        self._read_inbox()  # nobody shall wait for an answer
         for request in list(self._requests.values()):
             self._finish(request, "cancelled")
 
@@ -643,6 +668,51 @@ class Engine:
         with contextlib.suppress(queue.Empty):
             self._inbox.get(timeout=_IDLE_SECONDS)()
         self._counters.idle_seconds += time.perf_counter() - started
+
+    # ---- sleep ------------------------------------------------------------------------------------------------
+
+    def _between_steps(self, function: Callable[[], T]) -> T:
+        """Run it on the engine's own thread, and wait for what it returns."""
+        if threading.current_thread() is self._thread:
+            return function()
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._lock:
+            if self._stopping:
+                raise Unavailable("the engine is shutting down.")
+            self._inbox.put(run)
+        return done.result()
+
+    def _fall_asleep(self) -> int:
+        if self._offloaded is not None or self._stopping:
+            return 0
+        self._forget_captured_steps()
+        device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
+        if is_gpu(device):
+            self._offloaded = offload(weights, self.cache, blocks, device)
+        else:
+            self._offloaded = Offloaded((), device)
+        return self._offloaded.device_bytes
+
+    def _wake_up(self) -> None:
+        if self._offloaded is not None:
+            self._offloaded.restore()
+            self._offloaded = None
+
+    def _blocks_in_use(self) -> list[int]:
+        """Of the KV cache: the requests', and those of background work, which may be in the middle of something."""
+        requests = [block for request in self._requests.values() for block in request.blocks]
+        return [*requests, *(self.train_blocks if self._background else ())]
+
+    def _forget_captured_steps(self) -> None:
+        """Before memory moves: finish what the GPU is at, and drop what knows the addresses of weights and cache
+        (captured graphs), to be made again when it is next needed."""
 
     # ---- start ------------------------------------------------------------------------------------------------
 

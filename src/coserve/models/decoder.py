@@ -278,6 +278,14 @@ class Decoder:
             named |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
         return named
 
+    def memory(self) -> Iterator[Tensor]:
+        """Every tensor that the model holds, quantised ones' parts among them."""
+        yield from (self.embed, self.norm, *self.rope)
+        for weight in self._matrices():
+            yield from (weight,) if isinstance(weight, Tensor) else weight.tensors().values()
+        for layer in self.layers:
+            yield from layer.tensors().values()
+
     def state_dict(self) -> dict[str, Tensor]:
         """The weights under Hugging Face's names, as `model.safetensors` holds them; quantised ones as floats."""
         named = {"model.embed_tokens.weight": self.embed, "model.norm.weight": self.norm}

@@ -79,7 +79,11 @@ class QuantizedRows:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes + self.scales.nbytes + (0 if self.mins is None else self.mins.nbytes)
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"data": self.data, "scales": self.scales, "mins": self.mins}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def dequantize(weight: QuantizedRows, dtype: torch.dtype = torch.float32) -> Tensor:
