@@ -24,20 +24,20 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 
 from coserve.engine.background import BackgroundWork, Slice
 from coserve.engine.batch import Ride
 from coserve.engine.clock import Clock, CpuClock, GpuClock, Timing
+from coserve.engine.config import Slices
 from coserve.errors import CoserveError
 from coserve.roofline import Estimator
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-Slices = Literal["between", "beside"]
 _LEAST = 1e-9  # seconds that a slice counts for at least, whatever others took less than was thought
 
 

@@ -99,7 +99,7 @@ class Engine:
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background = BackgroundQueue(self.estimator)
+        self._background = BackgroundQueue.on(decoder.device, self.estimator, self.config.slices)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()

@@ -28,16 +28,17 @@ class Snapshot:
     def __init__(self, state: Mapping[str, Tensor]):
         self._state = state
         self._event: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in state.values()):
+        self._device = next(iter(state.values())).device
+        if self._device.type == "cuda":
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(self._device))
 
     def on_cpu(self) -> dict[str, Tensor]:
         """Waits on the calling thread alone; the streams that compute do not notice."""
         if self._event is None:
             return dict(self._state)
         self._event.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):
             return {name: tensor.cpu() for name, tensor in self._state.items()}
 
 

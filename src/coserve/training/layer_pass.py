@@ -174,9 +174,7 @@ class LayerPass(MicroBatchPass):
             grad.copy_(grad_of(graph.x))
             graph.x.grad = None
 
-    def _layer(
-        self, layer: DecoderLayer, x: Tensor, sequence: int, end: int, *, gradient_only: bool = False
-    ) -> Tensor:
+    def _layer(self, layer: DecoderLayer, x: Tensor, sequence: int, end: int, *, gradient_only: bool = False) -> Tensor:
         """x [rows, hidden] of whole sequences [sequence, end) -> the layer's output."""
         first, last = self.micro.starts[sequence], self.micro.starts[end]
         loras = self.loras(layer, first, last)

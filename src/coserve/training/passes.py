@@ -43,7 +43,7 @@ class Machine:
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.embed.device
+        return self.decoder.device
 
 
 class LayerInputs:
@@ -53,7 +53,7 @@ class LayerInputs:
     def __init__(self, decoder: Decoder, rows: int):
         c = decoder.config
         self.rows = rows
-        self.grad = torch.empty(rows, c.hidden_size, dtype=decoder.dtype, device=decoder.embed.device)
+        self.grad = torch.empty(rows, c.hidden_size, dtype=decoder.dtype, device=decoder.device)
         self.inputs = [torch.empty_like(self.grad) for _ in range(c.num_hidden_layers + 1)]
 
 

@@ -10,6 +10,8 @@ import torch
 
 from coserve.kernels import differentiable, gpu
 from coserve.kernels.gpu import ops
+from coserve.kernels.gpu.formats import QuantizedRows, dequantize
+from coserve.kernels.quantized import quantize
 from coserve.models.decoder import Decoder
 from coserve.training import Trainer, TrainingConfig, trainer
 from coserve.training.config import LoraConfig
@@ -72,3 +74,48 @@ def test_an_adapter_s_dropout_is_the_kernel_s(as_on_gpu):
     whole = RowDropout(0.5, "key", 0)("q_proj", x)
     assert torch.equal(RowDropout(0.5, "key", 9)("q_proj", x[9:]), whole[9:])
     assert not torch.equal(RowDropout(0.5, "key", 0)("k_proj", x), whole)
+
+
+@interpreted
+def test_adapters_of_one_input_share_its_products(as_on_gpu):
+    """Outputs and all gradients of two modules side by side, of different ranks and scalings."""
+    linear = importlib.import_module("coserve.kernels.linear")
+    torch.manual_seed(0)
+
+    def gradients():
+        generator = torch.Generator().manual_seed(3)
+        x, weight, *leaves = (
+            torch.randn(*shape, generator=generator)
+            for shape in ((300, 24), (40, 24), (4, 24), (16, 4), (8, 24), (24, 8))
+        )
+        for tensor in (x, *leaves):
+            tensor.requires_grad_()
+        modules = {"k": linear.LoraWeights(*leaves[:2], 2.0), "v": linear.LoraWeights(*leaves[2:], 0.5)}
+        rows = [linear.LoraRows(0, 300, linear.LoraLayer(modules))]
+        y = linear.lora_linear(x, weight, None, [("k", 0, 16), ("v", 16, 40)], rows)
+        y.backward(torch.randn(300, 40, generator=generator))
+        return y, x.grad, *(leaf.grad for leaf in leaves)
+
+    wanted = gradients()
+    as_on_gpu()
+    for actual, theirs in zip(gradients(), wanted, strict=True):
+        assert (actual - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+@interpreted
+@pytest.mark.parametrize("kind", ["int8", "int4", "float8"])
+def test_gradients_through_a_quantised_matrix_are_those_of_its_values(as_on_gpu, kind):
+    linear = importlib.import_module("coserve.kernels.linear")
+    generator = torch.Generator().manual_seed(3)
+    floats = torch.randn(128, 128, generator=generator)
+    if kind == "float8":
+        rows = QuantizedRows.of_blocks(floats.to(torch.float8_e4m3fn), torch.full((1, 1), 0.5))
+    else:
+        rows = QuantizedRows.of(quantize(floats, int(kind[-1])), "cpu")
+    as_on_gpu()
+    x, grad = torch.randn(70, 128, generator=generator, requires_grad=True), torch.randn(70, 128, generator=generator)
+    y = linear.lora_linear(x, rows, None, [("q", 0, 128)], [])
+    y.backward(grad)
+    wide = dequantize(rows)
+    assert (y - x @ wide.t()).abs().max() < 2e-4 * y.abs().max()
+    assert (x.grad - grad @ wide).abs().max() < 1e-5 * x.grad.abs().max()
