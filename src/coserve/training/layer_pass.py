@@ -73,7 +73,7 @@ class LayerPass(MicroBatchPass):
     """A pass that is cut between layers and between sequences."""
 
     w: Activations
-    head_rows = 2048
+    head_rows = 1024
 
     def __init__(
         self,

@@ -76,8 +76,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packs: Sequence[Pack], window: int |
     """
     out = []
     for p in packs:
-        batch = (p.batch(t[p.first : p.last]) for t in (q, k, v))
-        out.append(p.rows(_attention(*batch, window if window is not None and window < p.longest else None)))
+        queries, keys, values = (p.batch(t[p.first : p.last]) for t in (q, k, v))
+        seen = window if window is not None and window < p.longest else None
+        out.append(p.rows(_attention(queries, keys, values, seen)))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 

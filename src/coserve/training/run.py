@@ -15,7 +15,7 @@ from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
 from coserve.models.weights import INDEX_FILE
 from coserve.roofline import Chip, Estimator, Roofline
-from coserve.training.config import TrainingConfig
+from coserve.training.config import TrainingConfig, micro_batch_tokens
 from coserve.training.data import Example, encode_all
 from coserve.training.passes import Machine
 from coserve.training.trainer import Trainer, TrainingEvent
@@ -46,7 +46,7 @@ def train_model(
     sequences = [s for s in encode_all(examples, tokenizer, longest) if s is not None]
     checks = [s for s in encode_all(valid, tokenizer, longest) if s is not None]
     trainer = Trainer(
-        machine_for(decoder, max(longest, config.micro_batch_tokens)),
+        machine_for(decoder, max(longest, micro_batch_tokens(config, decoder.device))),
         sequences,
         config,
         work_directory,

@@ -24,7 +24,7 @@ from coserve.kernels.gpu import on_gpu
 from coserve.models.decoder import Decoder
 from coserve.roofline import Work
 from coserve.training.checkpoint import Progress, Snapshot, latest_checkpoint, save_checkpoint
-from coserve.training.config import TrainingConfig
+from coserve.training.config import TrainingConfig, micro_batch_tokens
 from coserve.training.data import TrainSequence
 from coserve.training.layer_pass import Activations, LayerPass
 from coserve.training.lora import LoraAdapter
@@ -114,12 +114,12 @@ class Trainer:
         self._per_epoch = per_epoch
         longest = max(len(s.tokens) for s in (*sequences, *valid))
         self._by_layers = on_gpu(decoder.embed)  # which need no KV cache
-        self._micro_batch_tokens = config.micro_batch_tokens
+        self._micro_batch_tokens = micro_batch_tokens(config, machine.device)
         if not self._by_layers:
             room = len(machine.blocks) * BLOCK_SIZE
             if longest > room:
                 raise DataError(f"a sequence of {longest} tokens does not fit; the longest may have {room}.")
-            self._micro_batch_tokens = min(config.micro_batch_tokens, room)
+            self._micro_batch_tokens = min(self._micro_batch_tokens, room)
         rows = max(longest, self._micro_batch_tokens)
         self.progress = Progress()
         found = latest_checkpoint(self.checkpoints)
