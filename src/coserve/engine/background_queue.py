@@ -72,6 +72,11 @@ class BackgroundQueue:
         return bool(self._works or self._flights)
 
     @property
+    def beside(self) -> bool:
+        """Whether slices have a stream of their own, and run while steps do."""
+        return self._own_stream() is not None
+
+    @property
     def full(self) -> bool:
         """Whether as many slices are in flight as may be: `run` would wait for the oldest."""
         self._read_finished()

@@ -693,6 +693,7 @@ class Engine:
         if self._offloaded is not None or self._stopping:
             return 0
         self._forget_captured_steps()
+        self._background.wait()
         device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
         if is_gpu(device):
             self._offloaded = offload(weights, self.cache, blocks, device)
