@@ -545,9 +545,10 @@ class Engine:
         if not self._background or self._stopping:
             return
         if self.config.protect == "goals":
-            until = time.perf_counter() + 0.9 * (0.0 if plan.short else self._allowance(plan, whole))
-            while (left := until - time.perf_counter()) > 0 and self._run_slice(left):
-                pass
+            left = 0.9 * (0.0 if plan.short else self._allowance(plan, whole))
+            until = time.perf_counter() + left
+            while left > 0 and (took := self._run_slice(left)):
+                left = min(left - took, until - time.perf_counter())  # a GPU's slices are launched before they run
             return
         self._slack.spend(plan.grown)
         smallest = self._background.smallest()

@@ -17,8 +17,8 @@ def dropout(x: Tensor, p: float, seed: int, first_row: int) -> Tensor:
     x = x.contiguous()
     out, elements = x.new_empty(x.shape), x.numel()
     if elements:
-        grid = (triton.cdiv(elements, _ELEMENTS),)
-        _dropout[grid](x, out, p, seed, first_row * x.shape[1], elements, ELEMENTS=_ELEMENTS)
+        first = first_row * x.shape[1]
+        _dropout[(triton.cdiv(elements, _ELEMENTS),)](x, out, p, seed, first, elements, ELEMENTS=_ELEMENTS)
     return out
 
 
