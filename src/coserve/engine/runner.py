@@ -63,6 +63,9 @@ class Runner(Protocol):
         `blocks` of the cache may be written to; they hold `most_rows` or more. `observe` is told what each step took.
         """
 
+    def forget(self) -> None:
+        """The model's tensors are about to move: what was made of their addresses is made again when needed."""
+
 
 class CpuRunner:
     """Computes at once: what it launches has landed."""
@@ -96,6 +99,9 @@ class CpuRunner:
             with torch.inference_mode():
                 self._decoder.logits(self._forward(batch, None)).argmax(-1).tolist()
             observe(batch.load, time.perf_counter() - started)
+
+    def forget(self) -> None:
+        pass
 
     def _compute(self, batch: Batch, asking: Sequence[ActiveRequest], ride: Ride | None) -> list[Sampled]:
         with torch.inference_mode():

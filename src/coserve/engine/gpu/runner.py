@@ -65,7 +65,6 @@ class GpuRunner:
             observe(batch.load, seconds)
 
     def forget(self) -> None:
-        """The model's tensors are about to move: what was made of their addresses is made again."""
         self._graphs.forget()
 
     def _only_decodes(self, plan: Plan) -> bool:

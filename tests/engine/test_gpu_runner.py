@@ -14,6 +14,7 @@ import torch
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.gpu import card
 from coserve.engine.gpu.runner import GpuRunner
+from tests.kernels.gpu.conftest import interpreted  # noqa: F401
 from tests.kernels.gpu.oracle import DEVICE
 from tests.tiny import tiny_checkpoint
 
