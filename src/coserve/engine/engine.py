@@ -107,7 +107,7 @@ class Engine:
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background = BackgroundQueue(self.estimator)
+        self._background = BackgroundQueue.on(decoder.device, self.estimator, self.config.slices)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()
@@ -708,6 +708,7 @@ class Engine:
             return 0
         self._land_all()
         self._runner.forget()
+        self._background.wait()
         device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
         if is_gpu(device):
             self._offloaded = offload(weights, self.cache, blocks, device)

@@ -136,12 +136,11 @@ class _Linear(torch.autograd.Function):
             y = x.new_zeros(1).expand(x.shape[0], weight.shape[0])
         else:
             y = _fastest_product(x, wide, bias)
-        reduced = []
-        for (name, first, last), a, b in zip(adapted, leaves[::2], leaves[1::2], strict=True):
-            assert layer is not None
-            reduced.append(layer.dropped(name, x) @ a.t())
-            if wanted:
-                y[:, first:last].addmm_(reduced[-1], b.t(), alpha=layer.modules[name].scaling)
+        reduced = _reduced(x, layer, adapted, leaves[::2])
+        if wanted:
+            for (name, first, last), z, b in zip(adapted, reduced, leaves[1::2], strict=True):
+                assert layer is not None
+                y[:, first:last].addmm_(z, b.t(), alpha=layer.modules[name].scaling)
         keep_x = x if adapted or _trains(weight) else None
         ctx.save_for_backward(keep_x, wide if isinstance(wide, Tensor) else None, *leaves, *reduced)
         ctx.weight, ctx.layer, ctx.adapted = weight, layer, adapted
@@ -154,14 +153,47 @@ class _Linear(torch.autograd.Function):
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
         dx = _input_gradient(grad, ctx.weight if wide is None else wide) if want_x else None
         dw = (grad.t() @ x).to(ctx.weight.dtype) if want_weight else None
-        gradients: list[Tensor] = []
-        for (name, first, last), a, b, z in zip(ctx.adapted, leaves[::2], leaves[1::2], reduced, strict=True):
+        dz, db = [], []
+        for (name, first, last), b, z in zip(ctx.adapted, leaves[1::2], reduced, strict=True):
             part, scaling = grad[:, first:last], ctx.layer.modules[name].scaling
-            dz = (part @ b).mul_(scaling)
-            gradients += (dz.t() @ ctx.layer.dropped(name, x), (part.t() @ z).mul_(scaling))
-            if dx is not None:
-                dx += ctx.layer.dropped(name, dz @ a)
+            dz.append((part @ b).mul_(scaling))
+            db.append((part.t() @ z).mul_(scaling))
+        da = _expanded(x, dx, ctx.layer, ctx.adapted, leaves[::2], dz)
+        gradients = [gradient for pair in zip(da, db, strict=True) for gradient in pair]
         return dx, dw, grad.sum(0) if want_bias else None, None, None, None, *gradients
+
+
+def _reduced(x: Tensor, layer: LoraLayer | None, adapted: Parts, a: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each adapter's input times its a: [rows, r]."""
+    if layer is None:
+        return []
+    if _reads_once(x, layer, a):
+        return (x @ torch.cat(list(a)).t()).split([one.shape[0] for one in a], 1)
+    return [layer.dropped(name, x) @ one.t() for (name, _, _), one in zip(adapted, a, strict=True)]
+
+
+def _expanded(
+    x: Tensor | None, dx: Tensor | None, layer: LoraLayer, adapted: Parts, a: Sequence[Tensor], dz: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The gradients of the a's from those of `_reduced`'s results; adds the input's to dx, if that is wanted."""
+    if x is None or not adapted:
+        return []
+    if _reads_once(x, layer, a):
+        together = torch.cat(list(dz), 1)
+        if dx is not None:
+            dx.addmm_(together, torch.cat(list(a)))
+        return (together.t() @ x).split([one.shape[0] for one in a])
+    da = []
+    for (name, _, _), one, d in zip(adapted, a, dz, strict=True):
+        da.append(d.t() @ layer.dropped(name, x))
+        if dx is not None:
+            dx += layer.dropped(name, d @ one)
+    return da
+
+
+def _reads_once(x: Tensor, layer: LoraLayer, a: Sequence[Tensor]) -> bool:
+    """On a GPU adapters of one input go through one product: reading many rows is most of what they take."""
+    return bool(a) and layer.dropout is None and on_gpu(x)
 
 
 def _trains(weight: Weight) -> bool:
