@@ -1,0 +1,162 @@
+"""The table of starts: a checkpoint from the page cache to an engine that answers, sleep and wake.
+
+The engine starts in a process of its own, as a server does. `loaded` is `Engine.from_pretrained`, of which `weights` are
+read, copied and placed; `awake` is until the first token after a sleep.
+
+`python -m benchmarks.gpu_start` is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_bench import Bench, aim
+from benchmarks.gpu_model import Config
+from benchmarks.models import write_without_weights
+from benchmarks.processes import child_reports, report, task_of_parent
+from benchmarks.report import Row, progress
+from benchmarks.start_worker import Stopwatch
+from coserve.models.config import ModelConfig
+from coserve.models.matrices import EMBEDDING, HEAD, all_matrices
+
+_QUICK_LAYERS = 8
+_LIMIT = 120.0  # seconds of a start
+_BLOCK = 64 << 20  # bytes of random numbers, repeated
+_WANTED = 16e9 / 15  # bytes/s: 16 GB in 15 s
+
+
+def measure(bench: Bench) -> list[Row]:
+    bench.close_engine()
+    config = dict(bench.size.config)
+    if bench.quick:
+        config["num_hidden_layers"] = min(_QUICK_LAYERS, config["num_hidden_layers"])
+    directory = Path(tempfile.mkdtemp(dir=bench.scratch, prefix="coserve-start-"))
+    try:
+        begun = time.perf_counter()
+        size = write_large_checkpoint(directory, config)
+        progress(f"wrote {size / 1e9:.1f} GB in {time.perf_counter() - begun:.1f} s")
+        begun = time.perf_counter()
+        task = {"directory": str(directory), "device": bench.device}
+        (said,) = child_reports("benchmarks.gpu_start", task, min(_LIMIT, bench.left - 5))
+        whole = time.perf_counter() - begun
+    finally:
+        shutil.rmtree(directory)
+    return rows_of(said, size, whole)
+
+
+def rows_of(said: dict[str, Any], size: int, whole: float) -> list[Row]:
+    """`whole`: seconds of the process, from its command to its end."""
+    speed = size / said["loaded"]
+    rows: list[Row] = [{"part": part, "seconds": seconds} for part, seconds in said.items() if part != "same"]
+    rows.append({"part": "whole process", "seconds": whole})
+    for row in rows:
+        if row["part"] == "loaded":
+            row |= {"GB": size / 1e9, "GB/s": speed / 1e9, **aim(speed, at_least=_WANTED)}
+            row["aim"] = "16 GB in 15 s"
+        if row["part"] == "awake":
+            row |= {"aim": "the same tokens", "met": "yes" if said["same"] else "**no**"}
+    return rows
+
+
+def main() -> None:
+    told = task_of_parent()
+    begun = time.perf_counter()
+    from coserve.engine import Engine, SamplingParams
+
+    place = {} if told["device"] == "cpu" else {"device": told["device"]}
+    imported, watch = time.perf_counter(), Stopwatch()
+    with watch.running():
+        engine = Engine.from_pretrained(told["directory"], **place)
+    loaded = time.perf_counter()
+
+    def tokens(number: int) -> list[int | None]:
+        params = SamplingParams(max_tokens=number, temperature=0, ignore_eos=True)
+        return [output.token_id for output in engine.generate([17, 18, 19], params)]
+
+    tokens(1)
+    answered = time.perf_counter()
+    parts: dict[str, Any] = {"imports": imported - begun, "loaded": loaded - imported, "first token": answered - loaded}
+    parts |= {f"of loaded: {part}": watch.parts[part] for part in ("weights", "chip", "tokenizer", "warm-up")}
+    if hasattr(engine, "sleep"):
+        before, begun = tokens(8), time.perf_counter()
+        engine.sleep()
+        asleep = time.perf_counter()
+        engine.wake()
+        awake = time.perf_counter()
+        tokens(1)
+        first = time.perf_counter()
+        parts |= {"sleep": asleep - begun, "wake": awake - asleep, "awake": first - asleep, "same": tokens(8) == before}
+    engine.shutdown()
+    report(**parts)
+
+
+def write_large_checkpoint(directory: Path, config: Config) -> int:
+    """A directory as on the hub, its weights random and repeated; returns their bytes. Several threads write."""
+    write_without_weights(directory, config)
+    shards = _shards(list(_tensors(config)))
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    index = {tensor: name for shard, name in zip(shards, names, strict=True) for tensor, _ in shard}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    block = (torch.randn(_BLOCK // 2) * 0.02).bfloat16().view(torch.uint8).numpy().tobytes()
+    with ThreadPoolExecutor(len(shards)) as pool:
+        return sum(pool.map(lambda shard, name: _write(directory / name, shard, block), shards, names))
+
+
+Shard = list[tuple[str, tuple[int, ...]]]  # tensors' names and shapes
+
+
+def _tensors(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
+    c = ModelConfig.from_dict(config)
+    yield f"model.{EMBEDDING}.weight", (c.vocab_size, c.hidden_size)
+    for matrix in all_matrices(c):
+        for module, rows in matrix.modules.items():
+            prefix = "" if module == HEAD else "model."
+            yield f"{prefix}{module}.weight", (rows, matrix.columns)
+    for i in range(c.num_hidden_layers):
+        yield f"model.layers.{i}.input_layernorm.weight", (c.hidden_size,)
+        yield f"model.layers.{i}.post_attention_layernorm.weight", (c.hidden_size,)
+    yield "model.norm.weight", (c.hidden_size,)
+
+
+def _shards(tensors: Shard, number: int = 8) -> list[Shard]:
+    """About as large as each other."""
+    each, shards, room = sum(_bytes(shape) for _, shape in tensors) / number, [[]], 0.0
+    for name, shape in tensors:
+        if shards[-1] and room + _bytes(shape) / 2 > each and len(shards) < number:
+            shards.append([])
+            room = 0.0
+        shards[-1].append((name, shape))
+        room += _bytes(shape)
+    return shards
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return 2 * torch.Size(shape).numel()
+
+
+def _write(path: Path, shard: Shard, block: bytes) -> int:
+    """A safetensors file: the length of the header, the header, the tensors."""
+    header, end = {}, 0
+    for name, shape in shard:
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (end, end + _bytes(shape))}
+        end += _bytes(shape)
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)
+    with path.open("wb", buffering=0) as file:
+        file.write(len(described).to_bytes(8, "little") + described)
+        for start in range(0, end, len(block)):
+            file.write(memoryview(block)[: min(len(block), end - start)])
+    return end
+
+
+if __name__ == "__main__":
+    main()
