@@ -145,7 +145,7 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 def wrong(results: Results) -> list[str]:
     """The names of what is not right, however fast it is."""
     found = [row["kernel"] for row in results.tables.get("kernels", []) if row["met"] != "yes"]
-    checks = {"transformers": "score of a token, nats", "training": "first loss", "start": "awake"}
+    checks = {"transformers": "score of a token, nats", "training": "mean loss", "start": "awake"}
     for name, check in checks.items():
         rows = results.tables.get(name, [])
         found += [f"{name}: {check}" for row in rows if check in row.values() and row.get("met") not in ("yes", None)]

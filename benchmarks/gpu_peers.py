@@ -120,7 +120,8 @@ def continuous(model: Any, task: Figures) -> Figures:
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     requests, output = task["requests"], task["output"]
-    config = ContinuousBatchingConfig(max_memory_percent=0.5)
+    room: Figures = {"num_blocks": 8, "max_batch_tokens": 64} if model.device.type == "cpu" else {}
+    config = ContinuousBatchingConfig(max_memory_percent=0.5, **room)
     how = GenerationConfig(max_new_tokens=output, eos_token_id=-1, pad_token_id=0, do_sample=False)
 
     def seconds() -> float:

@@ -1,9 +1,7 @@
 """The table of starts: a checkpoint from the page cache to an engine that answers, sleep and wake.
 
-The engine starts in a process of its own, as a server does. `loaded` is `Engine.from_pretrained`, of which `weights` are
-read, copied and placed; `awake` is until the first token after a sleep.
-
-`python -m benchmarks.gpu_start` is that process.
+The engine starts in a process of its own (`gpu_start_worker.py`), as a server does. `imports` include the driver's
+context. `loaded` is `Engine.from_pretrained`, with its parts below; `awake` is from `wake` to the first token.
 """
 
 from __future__ import annotations
@@ -22,9 +20,8 @@ import torch
 from benchmarks.gpu_bench import Bench, aim
 from benchmarks.gpu_model import Config
 from benchmarks.models import write_without_weights
-from benchmarks.processes import child_reports, report, task_of_parent
+from benchmarks.processes import child_reports
 from benchmarks.report import Row, progress
-from benchmarks.start_worker import Stopwatch
 from coserve.models.config import ModelConfig
 from coserve.models.matrices import EMBEDDING, HEAD, all_matrices
 
@@ -46,7 +43,7 @@ def measure(bench: Bench) -> list[Row]:
         progress(f"wrote {size / 1e9:.1f} GB in {time.perf_counter() - begun:.1f} s")
         begun = time.perf_counter()
         task = {"directory": str(directory), "device": bench.device}
-        (said,) = child_reports("benchmarks.gpu_start", task, min(_LIMIT, bench.left - 5))
+        (said,) = child_reports("benchmarks.gpu_start_worker", task, min(_LIMIT, bench.left - 5))
         whole = time.perf_counter() - begun
     finally:
         shutil.rmtree(directory)
@@ -65,38 +62,6 @@ def rows_of(said: dict[str, Any], size: int, whole: float) -> list[Row]:
         if row["part"] == "awake":
             row |= {"aim": "the same tokens", "met": "yes" if said["same"] else "**no**"}
     return rows
-
-
-def main() -> None:
-    told = task_of_parent()
-    begun = time.perf_counter()
-    from coserve.engine import Engine, SamplingParams
-
-    place = {} if told["device"] == "cpu" else {"device": told["device"]}
-    imported, watch = time.perf_counter(), Stopwatch()
-    with watch.running():
-        engine = Engine.from_pretrained(told["directory"], **place)
-    loaded = time.perf_counter()
-
-    def tokens(number: int) -> list[int | None]:
-        params = SamplingParams(max_tokens=number, temperature=0, ignore_eos=True)
-        return [output.token_id for output in engine.generate([17, 18, 19], params)]
-
-    tokens(1)
-    answered = time.perf_counter()
-    parts: dict[str, Any] = {"imports": imported - begun, "loaded": loaded - imported, "first token": answered - loaded}
-    parts |= {f"of loaded: {part}": watch.parts[part] for part in ("weights", "chip", "tokenizer", "warm-up")}
-    if hasattr(engine, "sleep"):
-        before, begun = tokens(8), time.perf_counter()
-        engine.sleep()
-        asleep = time.perf_counter()
-        engine.wake()
-        awake = time.perf_counter()
-        tokens(1)
-        first = time.perf_counter()
-        parts |= {"sleep": asleep - begun, "wake": awake - asleep, "awake": first - asleep, "same": tokens(8) == before}
-    engine.shutdown()
-    report(**parts)
 
 
 def write_large_checkpoint(directory: Path, config: Config) -> int:
@@ -156,7 +121,3 @@ def _write(path: Path, shard: Shard, block: bytes) -> int:
         for start in range(0, end, len(block)):
             file.write(memoryview(block)[: min(len(block), end - start)])
     return end
-
-
-if __name__ == "__main__":
-    main()
