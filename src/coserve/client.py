@@ -66,6 +66,13 @@ class Client:
         """`EngineStats` as a dictionary."""
         return self._call("GET", "/coserve/stats")
 
+    def sleep(self) -> Json:
+        """`freed_bytes`: of the GPU's memory."""
+        return self._call("POST", "/sleep")
+
+    def wake(self) -> Json:
+        return self._call("POST", "/wake_up")
+
     def models(self) -> list[Json]:
         return self._call("GET", "/v1/models")["data"]
 

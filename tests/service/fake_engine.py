@@ -37,6 +37,7 @@ class FakeEngine:
 
     def __init__(self, name: str = "base"):
         self.name = name
+        self.device = "cpu"
         self.tokenizer = FakeTokenizer()
         self.model_config = SimpleNamespace(vocab_size=256, hidden_size=4096)
         self.max_context = 1000
@@ -48,6 +49,7 @@ class FakeEngine:
         self.cancelled: set[str] = set()
         self.adapters: dict[str, Path] = {}
         self.stopped = threading.Event()
+        self.asleep = False
 
     def models(self) -> list[str]:
         return [self.name, *self.adapters]
@@ -98,6 +100,13 @@ class FakeEngine:
 
     def unload_adapter(self, name: str) -> None:
         self.adapters.pop(name, None)
+
+    def sleep(self) -> int:
+        self.asleep = True
+        return 7_000_000_000
+
+    def wake(self) -> None:
+        self.asleep = False
 
     def stats(self) -> EngineStats:
         numbers = {

@@ -15,7 +15,8 @@ from tests.service.fake_training import TRAINING
 
 def test_health_needs_no_key_and_names_the_model(http):
     reply = http.get("/health", headers={"authorization": ""})
-    assert reply.json() == {"status": "ok", "model": "base", "version": reply.json()["version"]}
+    told = {"status": "ok", "model": "base", "device": "cpu", "version": reply.json()["version"]}
+    assert reply.json() == told
 
 
 def samples(http) -> dict:

@@ -12,7 +12,23 @@ from typing import Annotated
 import typer
 
 from coserve import __version__
-from coserve.cli import batches, chat, chips, gateway, jobs, keys, models, plan, projects, report, serve, top, train, up
+from coserve.cli import (
+    batches,
+    chat,
+    chips,
+    gateway,
+    jobs,
+    keys,
+    models,
+    plan,
+    projects,
+    report,
+    serve,
+    sleep,
+    top,
+    train,
+    up,
+)
 from coserve.cli.console import Commands
 
 app = typer.Typer(
@@ -52,6 +68,8 @@ app.add_typer(batches.app, name="batches")
 app.command()(models.models)
 app.command()(top.top)
 app.command()(report.report)
+app.command()(sleep.sleep)
+app.command()(sleep.wake)
 app.add_typer(keys.app, name="keys")
 app.add_typer(projects.app, name="projects")
 app.command()(chips.chips)

@@ -51,6 +51,7 @@ def run(
     run_server(
         _service_settings(settings, keys),
         settings.model,
+        device=settings.device,
         dtype=settings.dtype,
         weights=settings.weights,
         name=settings.name,

@@ -6,6 +6,7 @@ Every value is checked here, so that a mistake costs no loading.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,19 +17,27 @@ import typer
 from coserve.cli.options import home_directory
 from coserve.errors import InvalidRequest
 
-WEIGHTS = ("auto", "bf16", "int8", "int4")
+WEIGHTS = ("auto", "bf16", "int8", "int4", "fp8")
 DTYPES = ("auto", "bfloat16", "float32")
+DEVICES = "auto, cpu or cuda (cuda:1 is the second GPU)"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on (default 127.0.0.1).", metavar="ADDRESS")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on (default 8000; 0: any free one).")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|cpu|cuda",
+        help="What to run on (default auto: a GPU if there is one); cuda:1 is the second GPU. COSERVE_DEVICE.",
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float32"] | None,
-    typer.Option(help="Number format to compute in (default auto: the checkpoint's, if the processor has it)."),
+    typer.Option(help="Number format to compute in (default auto: the checkpoint's, if the device computes in it)."),
 ]
 Weights = Annotated[
-    Literal["auto", "bf16", "int8", "int4"] | None,
-    typer.Option(help="Format of the matrices (default auto: the checkpoint's). Fewer bits, faster tokens."),
+    Literal["auto", "bf16", "int8", "int4", "fp8"] | None,
+    typer.Option(help="Format of the matrices (default auto: the checkpoint's). Fewer bits, faster tokens. fp8: GPUs."),
 ]
 Protect = Annotated[
     str | None,
@@ -63,6 +72,7 @@ class ServeSettings:
     home: Path = field(default_factory=lambda: home_directory(None))
     host: str = "127.0.0.1"
     port: int = 8000
+    device: str = "auto"
     dtype: str = "auto"
     weights: str = "auto"
     api_key: str | None = field(default=None, repr=False)
@@ -76,9 +86,12 @@ class ServeSettings:
         _check("port", self.port, isinstance(self.port, int) and 0 <= self.port <= 65535, "between 0 and 65535")
         _check("dtype", self.dtype, self.dtype in DTYPES, f"one of {', '.join(DTYPES)}")
         _check("weights", self.weights, self.weights in WEIGHTS, f"one of {', '.join(WEIGHTS)}")
-        integers = self.weights in ("int8", "int4")
-        fits = not (integers and self.dtype == "bfloat16")
-        _check("dtype", self.dtype, fits, f"auto or float32 with --weights {self.weights}")
+        _check("device", self.device, _is_device(self.device), DEVICES)
+        if self.device == "cpu":  # of any other, only PyTorch knows what is there
+            integers = self.weights in ("int8", "int4")
+            fits = not (integers and self.dtype == "bfloat16")
+            _check("dtype", self.dtype, fits, f"auto or float32 with --weights {self.weights} on a CPU")
+            _check("weights", self.weights, self.weights != "fp8", "int8 or another one on a CPU")
         _check("log-level", self.log_level, self.log_level in LOG_LEVELS, f"one of {', '.join(LOG_LEVELS)}")
         _check(
             "protect",
@@ -116,8 +129,13 @@ def _check(option: str, value: object, ok: bool, wanted: str) -> None:
         raise InvalidRequest(f"--{option} is {value!r}; it must be {wanted}.", param=option)
 
 
+def _is_device(value: object) -> bool:
+    """Whether it is the name of one, there or not."""
+    return isinstance(value, str) and bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value))
+
+
 def _environment() -> dict[str, Any]:
-    names = {option: f"COSERVE_{option.upper()}" for option in ("home", "api_key", "tiers", "upstreams")}
+    names = {option: f"COSERVE_{option.upper()}" for option in ("home", "device", "api_key", "tiers", "upstreams")}
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
 
 

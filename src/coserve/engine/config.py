@@ -21,7 +21,7 @@ class EngineConfig:
     max_num_seqs: int = 64  # requests in a batch
     max_batch_tokens: int = 256  # tokens in a step: the largest chunk of a prompt
     max_waiting: int = 1024  # requests of the same or a higher priority in the queue; more are refused
-    kv_cache_tokens: int | None = None  # None: a quarter of the free memory, at most 4 GiB
+    kv_cache_tokens: int | None = None  # None: as many as memory suggests, see `cache_size.py`
     protect: Protect = 1.10
     ttft_goal: float = 1.0  # seconds
     itl_goal: float = 0.1  # seconds; while others wait for their next token, prompts are cut to keep to it

@@ -9,9 +9,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,7 +20,9 @@ from coserve.engine.background import BackgroundWork
 from coserve.engine.background_queue import BackgroundQueue
 from coserve.engine.batch import Batch, Ride, Segment
 from coserve.engine.blocks import BlockPool, blocks_for
+from coserve.engine.cache_size import cache_tokens
 from coserve.engine.config import EngineConfig
+from coserve.engine.offload import Offloaded, offload
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
 from coserve.engine.protection import Protection
@@ -39,7 +41,8 @@ from coserve.errors import (
 )
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
-from coserve.kernels.memory import available_memory, keep_freed_memory
+from coserve.kernels.device import choose_device, is_gpu
+from coserve.kernels.memory import keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
@@ -50,13 +53,13 @@ from coserve.models.tokenizer import Tokenizer
 from coserve.roofline import Estimator, Roofline
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
 _WARM_UP_SECONDS = 0.5
-_MAX_CACHE_BYTES = 4 << 30
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -83,7 +86,7 @@ class Engine:
         self.cost = decoder.cost
         self.estimator = Estimator(roofline)
         self._predictor = Predictor(self.cost, self.estimator)
-        serving = blocks_for(self._cache_tokens())
+        serving = blocks_for(cache_tokens(decoder, self.config))
         training = blocks_for(self.config.train_tokens)
         self.cache = decoder.new_cache(serving + training)
         self.train_blocks = list(range(serving, serving + training))
@@ -102,6 +105,7 @@ class Engine:
         self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
         self._stopping = False
+        self._offloaded: Offloaded | None = None  # while it sleeps
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.
@@ -113,6 +117,7 @@ class Engine:
         model: str | Path = "builtin",
         *,
         home: Path | None = None,
+        device: str = "auto",
         dtype: str = "auto",
         weights: str = "auto",
         name: str | None = None,
@@ -121,18 +126,19 @@ class Engine:
         """Load a model ("builtin", a local directory or a hub id), measure the chip (or use the measurement kept in
         `home`), and start.
 
-        `dtype`: of the arithmetic. `weights`: of the matrices, "auto", "bf16", "int8" or "int4"; quantised ones are
-        kept in `home`. Raises `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `dtype` or
-        `weights`.
+        `device`: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1". `dtype`: of the arithmetic. `weights`: of the
+        matrices, "auto", "bf16", "int8", "int4" or, on a GPU, "fp8"; what a CPU has quantised is kept in `home`. Raises
+        `ModelError` for what cannot be loaded, `InvalidRequest` for a wrong `device`, `dtype` or `weights`.
         """
         if dtype != "auto" and dtype not in DTYPES:
             raise InvalidRequest(f"dtype is {dtype!r}; it must be auto, bfloat16 or float32.", param="dtype")
+        chosen = choose_device(device)
         keep_freed_memory()
         made: queue.SimpleQueue[Engine | BaseException] = queue.SimpleQueue()
 
         def live() -> None:
             try:
-                engine = cls._load(model, home, DTYPES.get(dtype), weights, name, config)
+                engine = cls._load(model, home, chosen, DTYPES.get(dtype), weights, name, config)
             except BaseException as error:
                 made.put(error)
                 return
@@ -152,6 +158,7 @@ class Engine:
         cls,
         model: str | Path,
         home: Path | None,
+        device: torch.device,
         dtype: torch.dtype | None,
         weights: str,
         name: str | None,
@@ -159,8 +166,10 @@ class Engine:
     ) -> Engine:
         cache = home / "cache" if home else None
         path = resolve_model(model, cache_dir=cache / "hub" if cache else None)
-        decoder = Decoder.from_directory(path, dtype=dtype, weights=weights, cache=cache / "weights" if cache else None)
-        chip = load_or_measure_chip(cache / "chip.json" if cache else None, decoder.dtype, decoder.weight_format)
+        kept = cache / "weights" if cache else None
+        decoder = Decoder.from_directory(path, device=device, dtype=dtype, weights=weights, cache=kept)
+        measured = cache / "chip.json" if cache else None
+        chip = load_or_measure_chip(measured, decoder.dtype, decoder.weight_format, device)
         own_name = path.resolve().name if model != BUILTIN and Path(model).exists() else str(model)
         return cls(
             decoder,
@@ -172,6 +181,10 @@ class Engine:
         )
 
     # ---- for callers, from any thread -------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.device
 
     @property
     def model_config(self) -> ModelConfig:
@@ -253,7 +266,8 @@ class Engine:
             raise InvalidRequest(f"{name!r} is the base model's name; an adapter needs its own.", param="name")
         # In a thread that ends: see `from_pretrained` on OpenMP's threads.
         with ThreadPoolExecutor(max_workers=1) as once:
-            loaded = once.submit(load_adapter, name, path, self.decoder.config, self.decoder.dtype)
+            decoder = self.decoder
+            loaded = once.submit(load_adapter, name, path, decoder.config, decoder.dtype, decoder.device)
             self._adapters[name] = loaded.result()
 
     def unload_adapter(self, name: str) -> None:
@@ -268,6 +282,24 @@ class Engine:
         """Run something short on the engine's thread, between two steps."""
         self._inbox.put(function)
 
+    def sleep(self) -> int:
+        """Move weights and KV cache from the GPU's memory to main memory, and do nothing until `wake`.
+
+        Returns when the memory is free for other programs: how many bytes. Requests in flight, those that come
+        meanwhile and background work wait, and go on afterwards as if nothing had been. On a CPU the engine only rests:
+        there is nowhere to move to. Raises `Unavailable` if main memory has no room; then the engine goes on.
+        """
+        return self._between_steps(self._fall_asleep)
+
+    def wake(self) -> None:
+        """Undo `sleep`; returns when the engine works again. Raises `Unavailable` if the GPU's memory is taken by
+        another program; then it sleeps on."""
+        self._between_steps(self._wake_up)
+
+    @property
+    def asleep(self) -> bool:
+        return self._offloaded is not None
+
     def stats(self) -> EngineStats:
         c, chip = self._counters, self.estimator.roofline.chip
         ttft, itl = c.ttft.recent(0.5, 0.99), c.itl.recent(0.5, 0.99)
@@ -277,6 +309,7 @@ class Engine:
             chip=chip.name,
             chip_bandwidth=chip.bandwidth,
             chip_flops=chip.flops,
+            asleep=self.asleep,
             requests_running=len(self.scheduler.running),
             requests_waiting=len(self.scheduler.waiting) - len(self.scheduler.parked) + submitted,
             requests_parked=len(self.scheduler.parked),
@@ -331,13 +364,16 @@ class Engine:
             try:
                 self._read_inbox()
                 self._expire()
-                if self.scheduler.has_work:
+                if self.asleep:
+                    self._wait()
+                elif self.scheduler.has_work:
                     self.step()
                 elif not self._run_idle_slice():
                     self._wait()
             except Exception as error:
                 log.exception("a step failed; all requests end with an error")
                 self._fail_all(error)
+        self._read_inbox()  # nobody shall wait for an answer
         for request in list(self._requests.values()):
             self._finish(request, "cancelled")
 
@@ -633,17 +669,52 @@ class Engine:
             self._inbox.get(timeout=_IDLE_SECONDS)()
         self._counters.idle_seconds += time.perf_counter() - started
 
-    # ---- start ------------------------------------------------------------------------------------------------
+    # ---- sleep ------------------------------------------------------------------------------------------------
 
-    def _cache_tokens(self) -> int:
-        """Tokens of KV cache to serve from: as configured, or what a share of the free memory holds."""
-        if self.config.kv_cache_tokens is not None:
-            return max(BLOCK_SIZE, self.config.kv_cache_tokens)
-        by_memory = min(_MAX_CACHE_BYTES, available_memory() // 4) // (
-            self.cost.layers * self.cost.kv_width * self.cost.kv_bytes
-        )
-        most_useful = self.config.max_num_seqs * self.decoder.max_positions
-        return max(BLOCK_SIZE, min(by_memory, most_useful))
+    def _between_steps(self, function: Callable[[], T]) -> T:
+        """Run it on the engine's own thread, and wait for what it returns."""
+        if threading.current_thread() is self._thread:
+            return function()
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+
+        with self._lock:
+            if self._stopping:
+                raise Unavailable("the engine is shutting down.")
+            self._inbox.put(run)
+        return done.result()
+
+    def _fall_asleep(self) -> int:
+        if self._offloaded is not None or self._stopping:
+            return 0
+        self._forget_captured_steps()
+        device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
+        if is_gpu(device):
+            self._offloaded = offload(weights, self.cache, blocks, device)
+        else:
+            self._offloaded = Offloaded((), device)
+        return self._offloaded.device_bytes
+
+    def _wake_up(self) -> None:
+        if self._offloaded is not None:
+            self._offloaded.restore()
+            self._offloaded = None
+
+    def _blocks_in_use(self) -> list[int]:
+        """Of the KV cache: the requests', and those of background work, which may be in the middle of something."""
+        requests = [block for request in self._requests.values() for block in request.blocks]
+        return [*requests, *(self.train_blocks if self._background else ())]
+
+    def _forget_captured_steps(self) -> None:
+        """Before memory moves: finish what the GPU is at, and drop what knows the addresses of weights and cache
+        (captured graphs), to be made again when it is next needed."""
+
+    # ---- start ------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
         """A few passes over made-up tokens, so that the first requests meet a calibrated estimator and warm code."""

@@ -40,6 +40,7 @@ class EngineStats:
     chip: str
     chip_bandwidth: float  # bytes/s
     chip_flops: float
+    asleep: bool
     requests_running: int
     requests_waiting: int  # without the parked
     requests_parked: int  # gave their seat to a higher priority, and keep their KV blocks

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 
-from coserve.kernels.linear import Weight, linear
+from coserve.kernels.device import CPU, is_gpu
+from coserve.kernels.linear import linear
 from coserve.kernels.memory import beyond_caches, huge_copy
 from coserve.kernels.native import build, library, pointer
-from coserve.kernels.quantized import quantize
+from coserve.kernels.quantized import QuantizedWeight, quantize
 from coserve.roofline import Chip
 
+CpuWeight = torch.Tensor | QuantizedWeight
 WeightFormat = torch.dtype | str  # a PyTorch number format or its name, "int8" or "int4"
 _BITS = {"int8": 8, "int4": 4}
 _ELEMENTS = 4096 * 2048  # of a matrix to measure with
@@ -47,7 +49,7 @@ def measure_bandwidth() -> float:
     return buffer.nbytes / _best(lambda: lib.coserve_stream_read(words, count))
 
 
-def _weights(form: WeightFormat) -> list[Weight]:
+def _weights(form: WeightFormat) -> list[CpuWeight]:
     """Matrices [4096, 2048] of that format, more than caches hold."""
     bits = _BITS.get(str(form))
     one = torch.randn(4096, 2048)
@@ -59,7 +61,7 @@ def _dtype(form: WeightFormat) -> torch.dtype:
     return form if isinstance(form, torch.dtype) else getattr(torch, form)
 
 
-def _copy(weight: Weight) -> Weight:
+def _copy(weight: CpuWeight) -> CpuWeight:
     if isinstance(weight, torch.Tensor):
         return huge_copy(weight)
     return replace(weight, data=huge_copy(weight.data))
@@ -76,7 +78,7 @@ def measure_chip(dtype: torch.dtype, weights: WeightFormat | None = None) -> Chi
         matrices = _weights(form)
         volume = sum(w.nbytes for w in matrices)
 
-        def seconds(rows: int, over: list[Weight]) -> float:
+        def seconds(rows: int, over: list[CpuWeight]) -> float:
             x = torch.randn(rows, 2048).to(dtype)
             return _best(lambda: [linear(x, w) for w in over])
 
@@ -128,13 +130,26 @@ def _cpu_name() -> str:
     return f"{model}, {torch.get_num_threads()} threads" if model else ""
 
 
-def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weights: WeightFormat | None = None) -> Chip:
+def load_or_measure_chip(
+    cache: Path | None, dtype: torch.dtype, weights: WeightFormat | None = None, device: torch.device = CPU
+) -> Chip:
     """The chip as measured on an earlier start of the same machine and software, else measured now and kept."""
-    if cache is None:
-        return measure_chip(dtype, weights)
     wanted = format_name(dtype, weights or dtype)
+    if is_gpu(device):
+        from coserve.kernels.gpu import calibration as gpu
+
+        key = f"{gpu.gpu_name(device)}|{gpu.software()}|{wanted}"
+        form = str(weights or dtype).removeprefix("torch.")
+        return _kept(cache, key, lambda: gpu.measure_gpu(device, dtype, form, wanted))
     software = f"torch {torch.__version__}|kernels {build()}"
     key = f"{_cpu_name()}|{torch.get_num_threads()}|{software}|{wanted}"
+    return _kept(cache, key, lambda: measure_chip(dtype, weights))
+
+
+def _kept(cache: Path | None, key: str, measure: Callable[[], Chip]) -> Chip:
+    """What the file `cache` has under the key, else measured now and put there."""
+    if cache is None:
+        return measure()
     try:
         known = json.loads(cache.read_text())
     except (OSError, ValueError):
@@ -144,7 +159,7 @@ def load_or_measure_chip(cache: Path | None, dtype: torch.dtype, weights: Weight
             return Chip(**known[key])
         except TypeError:
             pass  # written by another version
-    chip = measure_chip(dtype, weights)
+    chip = measure()
     cache.parent.mkdir(parents=True, exist_ok=True)
     part = cache.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps({**known, key: asdict(chip)}, indent=1))

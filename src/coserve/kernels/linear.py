@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.kernels import quantized, reference
-from coserve.kernels.gpu import kernels_for, on_gpu
+from coserve.kernels.gpu import formats, kernels_for, on_gpu
+from coserve.kernels.gpu.formats import QuantizedRows
 from coserve.kernels.native import kernel, library, multiplies_bfloat16, pointer
 from coserve.kernels.quantized import QuantizedWeight
 
-Weight = Tensor | QuantizedWeight  # a matrix [out, in]
+Weight = Tensor | QuantizedWeight | QuantizedRows  # a matrix [out, in]; the last on a GPU
 
 # From so many rows on, BLAS on widened weights is worth the widening. For training alone: its order of summation is
 # another one, and may depend on the number of rows.
@@ -175,10 +176,11 @@ def _fastest_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
-    if isinstance(weight, QuantizedWeight):
-        return quantized.product(x, weight, bias)
     if gpu := kernels_for(x):
         return gpu.product(x, weight, bias)
+    if isinstance(weight, QuantizedWeight):
+        return quantized.product(x, weight, bias)
+    assert isinstance(weight, Tensor)
     if x.dtype == torch.bfloat16 and library() is not None and not (x.dtype == weight.dtype and multiplies_bfloat16()):
         return _product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
     run = _native_product(x.dtype, weight.dtype)
@@ -201,6 +203,8 @@ def _input_gradient(grad: Tensor, weight: Weight) -> Tensor:
     """grad [rows, out] @ weight [out, in]."""
     if isinstance(weight, QuantizedWeight):
         return grad @ quantized.dequantize(weight).to(grad.dtype)
+    if isinstance(weight, QuantizedRows):
+        return grad @ formats.dequantize(weight, grad.dtype)
     few = grad.dtype == torch.float32 and grad.shape[0] < _MANY_ROWS and not on_gpu(grad)
     run = kernel("linear_input_gradient", weight.dtype) if few else None
     if run is None:

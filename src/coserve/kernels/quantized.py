@@ -156,7 +156,7 @@ def _kind(w: QuantizedWeight) -> tuple[int, int, int, bool]:
 
 def dequantize(weight: QuantizedWeight) -> Tensor:
     """The matrix in float32 [out, in]."""
-    lib = library()
+    lib = library() if weight.data.device.type == "cpu" else None
     if lib is None:
         return dequantize_by_torch(weight)
     out = torch.empty(weight.shape)

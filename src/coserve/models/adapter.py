@@ -17,6 +17,7 @@ from torch import Tensor
 
 from coserve.errors import ModelError
 from coserve.kernels import LoraLayer, LoraWeights
+from coserve.kernels.device import CPU
 from coserve.models.config import ModelConfig
 from coserve.models.matrices import BLOCK_OF, module_sizes
 
@@ -55,8 +56,8 @@ def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def load_adapter(name: str, path: Path, config: ModelConfig, dtype: torch.dtype) -> Adapter:
-    """Read a PEFT directory for a base model. Raises `ModelError` naming what does not fit."""
+def load_adapter(name: str, path: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device = CPU) -> Adapter:
+    """Read a PEFT directory for a base model, onto its device. Raises `ModelError` naming what does not fit."""
     settings = _read_config(path)
     try:
         with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
@@ -75,7 +76,7 @@ def load_adapter(name: str, path: Path, config: ModelConfig, dtype: torch.dtype)
         if b is None or a.shape[1] != wanted[0] or b.shape[0] != wanted[1] or a.shape[0] != b.shape[1]:
             raise ModelError(f"adapter {path} was made for another base model: {module!r} has other sizes.")
         scaling = _scaling(settings, module, a.shape[0])
-        layers[int(index)][proj] = LoraWeights(a.to(dtype), b.to(dtype), scaling)
+        layers[int(index)][proj] = LoraWeights(a.to(device, dtype), b.to(device, dtype), scaling)
     if not any(layers):
         raise ModelError(f"adapter {path} holds no LoRA weights.")
     return Adapter(name, [LoraLayer(modules) for modules in layers])

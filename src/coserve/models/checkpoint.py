@@ -9,16 +9,16 @@ from torch import Tensor
 
 from coserve.errors import ModelError
 from coserve.kernels.linear import Weight
-from coserve.kernels.quantized import QuantizedWeight, dequantize
 from coserve.models.config import ModelConfig
 from coserve.models.matrices import EMBEDDING, Matrix
-from coserve.models.quantization import WeightFormats
+from coserve.models.placement import Placement
+from coserve.models.quantization import WeightFormats, floats
 from coserve.models.stored import StoredWeights
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors that a model of this configuration is made of, in the formats that it runs in.
+    """The tensors that a model of this configuration is made of, in the formats and on the device that it runs in.
 
     Each method raises `ModelError` naming a tensor that is missing, or of another shape than `config.json` says.
     """
@@ -26,22 +26,24 @@ class Checkpoint:
     config: ModelConfig
     stored: StoredWeights
     formats: WeightFormats
-    made: Mapping[str, QuantizedWeight] = field(default_factory=dict)  # matrices that are there already, by name
+    placement: Placement = field(default_factory=Placement)
+    made: Mapping[str, Weight] = field(default_factory=dict)  # matrices that are there already, by name
 
     def matrix(self, matrix: Matrix) -> Weight:
         """[rows of all its modules, columns]."""
         if matrix.name in self.made:
-            return self.made[matrix.name]
+            return self.placement.weight(self.made[matrix.name])
         modules = [self._take(f"{m}.weight", (rows, matrix.columns)) for m, rows in matrix.modules.items()]
-        return self.formats.matrix(matrix, modules)
+        return self.placement.weight(self.formats.matrix(matrix, self.placement.modules(modules)))
 
     def vector(self, name: str, size: int) -> Tensor:
         """A norm's weights, or a bias."""
-        return _floats(self._take(name, (size,))).to(self.formats.dtype)
+        return floats(self._take(name, (size,))).to(self.placement.device, self.formats.dtype)
 
     def embedding(self) -> Tensor:
         """[vocabulary, hidden]: beside matrices of integers as it is on disk, since a look-up reads but a few rows."""
-        stored = self._take(f"{EMBEDDING}.weight", (self.config.vocab_size, self.config.hidden_size))
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        (stored,) = self.placement.modules([self._take(f"{EMBEDDING}.weight", shape)])
         if self.formats.quantized and isinstance(stored, Tensor):
             return stored
         return self.formats.dense(stored)
@@ -53,7 +55,3 @@ class Checkpoint:
         if tuple(weight.shape) != tuple(shape):
             raise ModelError(f"tensor {name!r} has the shape {list(weight.shape)}; config.json says {list(shape)}.")
         return weight
-
-
-def _floats(weight: Weight) -> Tensor:
-    return dequantize(weight) if isinstance(weight, QuantizedWeight) else weight

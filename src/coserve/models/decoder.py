@@ -16,13 +16,14 @@ from torch import Tensor
 
 from coserve import kernels
 from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, differentiable, lora_linear, reference
+from coserve.kernels.device import choose_device, make_current
 from coserve.kernels.linear import Weight
-from coserve.kernels.quantized import QuantizedWeight, dequantize
 from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
 from coserve.models.cost import ModelCost
 from coserve.models.loading import open_checkpoint
 from coserve.models.matrices import BLOCK_OF, HEAD, Matrix, head_matrix, layer_matrices
+from coserve.models.quantization import floats
 from coserve.models.rope import rope_frequencies
 
 
@@ -165,7 +166,7 @@ class Decoder:
     def __init__(self, checkpoint: Checkpoint, *, max_positions: int):
         """Raises `ModelError` naming a tensor that is missing or of another shape."""
         config = checkpoint.config
-        self.config, self.dtype = config, checkpoint.formats.dtype
+        self.config, self.dtype, self.device = config, checkpoint.formats.dtype, checkpoint.placement.device
         self.layers = [DecoderLayer(config, i, checkpoint) for i in range(config.num_hidden_layers)]
         self.norm = checkpoint.vector("norm.weight", config.hidden_size)
         self.lm_head = head = checkpoint.matrix(head_matrix(config))
@@ -173,13 +174,15 @@ class Decoder:
         self.max_positions = max_positions
         frequencies, scaling = rope_frequencies(config)
         angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies.float())
-        self.rope = (angles.cos() * scaling, angles.sin() * scaling)
+        self.rope = ((angles.cos() * scaling).to(self.device), (angles.sin() * scaling).to(self.device))
+        checkpoint.placement.finish()
 
     @classmethod
     def from_directory(
         cls,
         path: Path,
         *,
+        device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         weights: str = "auto",
         max_positions: int | None = None,
@@ -187,29 +190,33 @@ class Decoder:
     ) -> Decoder:
         """Load a model directory.
 
-        `dtype`: of the arithmetic; None is the checkpoint's own, as far as this machine computes in it (`auto_dtype`).
-        `weights`: of the matrices, see `WeightFormats`. `cache`: the directory that keeps quantised matrices; None
-        quantises at each start. Raises `ModelError`, and `InvalidRequest` for formats that do not go together.
+        `device`: "auto", "cpu", "cuda", "cuda:1"; a GPU becomes the calling thread's own (`choose_device`). `dtype`: of
+        the arithmetic; None is the checkpoint's own, as far as the device computes in it (`auto_dtype`). `weights`: of
+        the matrices, see `WeightFormats`. `cache`: the directory that keeps quantised matrices; None quantises at each
+        start. Raises `ModelError`, and `InvalidRequest` for formats that do not go together and a device that is not
+        there.
         """
-        checkpoint = open_checkpoint(path, dtype=dtype, weights=weights, cache=cache)
+        chosen = choose_device(device)
+        make_current(chosen)
+        checkpoint = open_checkpoint(path, device=chosen, dtype=dtype, weights=weights, cache=cache)
         return cls(checkpoint, max_positions=max_positions or checkpoint.config.max_position_embeddings)
 
     @property
     def weight_format(self) -> str:
         """The format of the matrices, "bfloat16" or "int4" say. Of the largest of the first layer, if they differ."""
         weight = self.layers[0].gate_up.weight
-        return weight.name if isinstance(weight, QuantizedWeight) else str(weight.dtype).removeprefix("torch.")
+        return str(weight.dtype).removeprefix("torch.") if isinstance(weight, Tensor) else weight.name
 
     @property
     def weight_dtype(self) -> torch.dtype:
         """The number format of the matrices; of quantised ones, the one that a copy in floats takes."""
         weight = self.layers[0].gate_up.weight
-        return torch.bfloat16 if isinstance(weight, QuantizedWeight) else weight.dtype
+        return weight.dtype if isinstance(weight, Tensor) else torch.bfloat16
 
     @property
     def quantized(self) -> bool:
-        """Whether there are matrices of integers, which no gradient updates."""
-        return any(isinstance(weight, QuantizedWeight) for weight in self._matrices())
+        """Whether there are matrices of fewer bits, which no gradient updates."""
+        return not all(isinstance(weight, Tensor) for weight in self._matrices())
 
     def _matrices(self) -> Iterator[Weight]:
         yield self.lm_head
@@ -234,8 +241,7 @@ class Decoder:
 
     def new_cache(self, blocks: int) -> KVCache:
         c = self.config
-        device = self.embed.device
-        return KVCache(c.num_hidden_layers, blocks, c.num_key_value_heads, c.head_dim, self.dtype, device=device)
+        return KVCache(c.num_hidden_layers, blocks, c.num_key_value_heads, c.head_dim, self.dtype, device=self.device)
 
     def forward(
         self,
@@ -272,11 +278,19 @@ class Decoder:
             named |= {f"layers.{layer.index}.{name}": tensor for name, tensor in layer.tensors().items()}
         return named
 
+    def memory(self) -> Iterator[Tensor]:
+        """Every tensor that the model holds, quantised ones' parts among them."""
+        yield from (self.embed, self.norm, *self.rope)
+        for weight in self._matrices():
+            yield from (weight,) if isinstance(weight, Tensor) else weight.tensors().values()
+        for layer in self.layers:
+            yield from layer.tensors().values()
+
     def state_dict(self) -> dict[str, Tensor]:
         """The weights under Hugging Face's names, as `model.safetensors` holds them; quantised ones as floats."""
         named = {"model.embed_tokens.weight": self.embed, "model.norm.weight": self.norm}
         if not self.config.tie_word_embeddings:
-            named["lm_head.weight"] = _floats(self.lm_head)
+            named["lm_head.weight"] = floats(self.lm_head)
         for layer in self.layers:
             prefix = f"model.layers.{layer.index}"
             named[f"{prefix}.input_layernorm.weight"] = layer.input_norm
@@ -285,7 +299,7 @@ class Decoder:
                 named[f"{prefix}.self_attn.q_norm.weight"] = layer.q_norm
                 named[f"{prefix}.self_attn.k_norm.weight"] = layer.k_norm
             for linear in layer.linears.values():
-                weight = _floats(linear.weight)
+                weight = floats(linear.weight)
                 for name, first, last in linear.parts:
                     module = f"{prefix}.{BLOCK_OF[name]}.{name}"
                     named[f"{module}.weight"] = weight[first:last]
@@ -296,7 +310,3 @@ class Decoder:
 
 def _trainable(weight: Weight) -> Tensor | None:
     return weight if isinstance(weight, Tensor) else None
-
-
-def _floats(weight: Weight) -> Tensor:
-    return dequantize(weight) if isinstance(weight, QuantizedWeight) else weight

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from coserve.errors import ModelError
-from coserve.kernels.linear import Weight
 from coserve.kernels.quantized import BLOCK, QuantizedWeight, pack, quantize, unpack
 from coserve.models.config import ModelConfig
 
@@ -76,7 +75,7 @@ class GgufFile:
     def quantized(self) -> bool:
         return any(entry.quantized for entry in self._entries.values())
 
-    def get(self, name: str) -> Weight | None:
+    def get(self, name: str) -> Tensor | QuantizedWeight | None:
         entry = self._entries.get(name)
         if entry is None:
             return None
@@ -90,7 +89,7 @@ class GgufFile:
         module = name.rpartition(".")[0].rpartition(".")[2]
         return {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(module, 0)
 
-    def _read(self, name: str, entry: Entry) -> Weight:
+    def _read(self, name: str, entry: Entry) -> Tensor | QuantizedWeight:
         if entry.kind in _FLOATS:
             dtype = _FLOATS[entry.kind]
             return self._bytes(name, entry, math.prod(entry.shape) * dtype.itemsize).view(dtype).view(entry.shape)
@@ -197,7 +196,7 @@ def _nibbles(packed: Tensor) -> Tensor:
     return torch.cat((packed & 15, packed >> 4), -1).view(torch.int8).flatten(1)
 
 
-def _halves(weight: Weight, heads: int) -> Weight:
+def _halves(weight: Tensor | QuantizedWeight, heads: int) -> Tensor | QuantizedWeight:
     """Rows (or a bias) of heads whose even and odd places rotate together, as first and second halves."""
     rows = weight.shape[0]
     order = torch.arange(rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,22 +14,32 @@ from coserve.kernels.quantized import QuantizedWeight
 from coserve.models import quantized_file
 from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
-from coserve.models.matrices import all_matrices
+from coserve.models.matrices import Matrix, all_matrices
+from coserve.models.placement import placement_on
 from coserve.models.quantization import WeightFormats
 from coserve.models.stored import stored_weights
 
 log = logging.getLogger(__name__)
 
 
-def open_checkpoint(path: Path, *, dtype: torch.dtype | None, weights: str, cache: Path | None) -> Checkpoint:
-    """A model directory's weights in the formats asked for; see `Decoder.from_directory`."""
+def open_checkpoint(
+    path: Path, *, device: torch.device, dtype: torch.dtype | None, weights: str, cache: Path | None
+) -> Checkpoint:
+    """A model directory's weights in the formats and on the device asked for; see `Decoder.from_directory`."""
     config = ModelConfig.from_directory(path)
     stored = stored_weights(path, config)
-    checkpoint = Checkpoint(config, stored, WeightFormats.choose(config, weights, dtype, stored.quantized))
-    if not checkpoint.formats.quantized:
+    formats = WeightFormats.choose(config, weights, dtype, stored.quantized, device)
+    checkpoint, placement = Checkpoint(config, stored, formats), placement_on(device)
+    if formats.quantized and formats.weights != "fp8":
+        made_of = quantized_file.identity(stored.files, weights)
+        # A GPU quantises floats faster than a disk gives the result; unpacking others' integers is the CPU's work.
+        make = stored.quantized or not placement.moves
+        made = _quantized_matrices(checkpoint, made_of, _cache_file(path, weights, cache), make=make)
+        checkpoint = replace(checkpoint, made=made)
+    if not placement.moves:
         return checkpoint
-    made_of = quantized_file.identity(stored.files, weights)
-    return replace(checkpoint, made=_quantized_matrices(checkpoint, made_of, _cache_file(path, weights, cache)))
+    checkpoint = replace(checkpoint, placement=placement)
+    return replace(checkpoint, made={m.name: checkpoint.matrix(m) for m in _shown(config, f"loading to {device}")})
 
 
 def _cache_file(path: Path, weights: str, cache: Path | None) -> Path | None:
@@ -40,12 +50,18 @@ def _cache_file(path: Path, weights: str, cache: Path | None) -> Path | None:
     return cache / f"{place.name}-{hashlib.sha256(str(place).encode()).hexdigest()[:8]}-{weights}.safetensors"
 
 
-def _quantized_matrices(checkpoint: Checkpoint, made_of: str, file: Path | None) -> Mapping[str, QuantizedWeight]:
-    """Those that an earlier start has kept, or made now."""
+def _quantized_matrices(
+    checkpoint: Checkpoint, made_of: str, file: Path | None, *, make: bool
+) -> Mapping[str, QuantizedWeight]:
+    """Those that an earlier start has kept, or made now, if `make` says so."""
     kept = None
     if file is not None:
-        kept = quantized_file.read(file, made_of) or _make(checkpoint, made_of, file)
-    return dict(_each_quantized(checkpoint)) if kept is None else kept
+        kept = quantized_file.read(file, made_of)
+        if kept is None and make:
+            kept = _make(checkpoint, made_of, file)
+    if kept is None and make:
+        return dict(_each_quantized(checkpoint))
+    return kept or {}
 
 
 def _make(checkpoint: Checkpoint, made_of: str, file: Path) -> dict[str, QuantizedWeight] | None:
@@ -59,14 +75,16 @@ def _make(checkpoint: Checkpoint, made_of: str, file: Path) -> dict[str, Quantiz
 
 
 def _each_quantized(checkpoint: Checkpoint) -> Iterator[tuple[str, QuantizedWeight]]:
-    """One after the other, with a bar on a terminal."""
+    for matrix in _shown(checkpoint.config, f"quantising to {checkpoint.formats.weights}"):
+        weight = checkpoint.matrix(matrix)
+        if isinstance(weight, QuantizedWeight):
+            yield matrix.name, weight
+
+
+def _shown(config: ModelConfig, said: str) -> Iterable[Matrix]:
+    """A model's matrices one after the other, with a bar on a terminal."""
     from rich.console import Console  # slow to import, and seldom needed
     from rich.progress import track
 
     screen = Console(stderr=True)
-    matrices = all_matrices(checkpoint.config)
-    said = f"quantising to {checkpoint.formats.weights}"
-    for matrix in track(matrices, said, console=screen, transient=True, disable=not screen.is_terminal):
-        weight = checkpoint.matrix(matrix)
-        if isinstance(weight, QuantizedWeight):
-            yield matrix.name, weight
+    return track(all_matrices(config), said, console=screen, transient=True, disable=not screen.is_terminal)

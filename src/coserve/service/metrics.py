@@ -98,6 +98,7 @@ class EngineCollector(Collector):
             {"prompt": stats.prompt_tokens, "output": stats.output_tokens, "training": stats.training_tokens},
         )
         yield _counter("seconds", "How the chip's time was used", "use", _uses(stats))
+        yield GaugeMetricFamily("coserve_asleep", "1 while the engine sleeps", value=stats.asleep)
         yield CounterMetricFamily("coserve_steps", "Steps of the engine", value=stats.steps)
         yield CounterMetricFamily(
             "coserve_preemptions", "Requests that lost their KV blocks to others", value=stats.preemptions

@@ -21,6 +21,8 @@ class NoEngine:
     """What the service asks of an engine, answered by one that has nothing."""
 
     name = NAME
+    device = "none"
+    asleep = False
     max_context = 1 << 30  # tokens: its upstreams know their own
     generation_config = None
 
@@ -48,12 +50,22 @@ class NoEngine:
         zeros: dict[str, Any] = {name: None if name.startswith("recent") else 0 for name in fields}
         return EngineStats(**{**zeros, "chip": "none", "ttft": _NO_TIMES, "itl": _NO_TIMES})
 
+    def sleep(self) -> NoReturn:
+        raise _no_sleep()
+
+    def wake(self) -> NoReturn:
+        raise _no_sleep()
+
     def shutdown(self) -> None:
         pass
 
 
 def _no_training() -> InvalidRequest:
     return InvalidRequest("This server is a gateway: it has no engine, and trains no models.", param="model")
+
+
+def _no_sleep() -> InvalidRequest:
+    return InvalidRequest("This server is a gateway: it has no engine, and none that could sleep.")
 
 
 def _refuse(*_: object) -> NoReturn:

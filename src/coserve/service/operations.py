@@ -27,7 +27,8 @@ VERSION = _version()
 
 async def health(http: Request) -> Response:
     service: Service = http.app.state.service
-    return JSONResponse({"status": "ok", "model": service.engine.name, "version": VERSION})
+    engine = service.engine
+    return JSONResponse({"status": "ok", "model": engine.name, "device": str(engine.device), "version": VERSION})
 
 
 async def metrics(http: Request) -> Response:

@@ -189,6 +189,7 @@ def run_server(
     settings: Settings,
     model: str | Path = "builtin",
     *,
+    device: str = "auto",
     dtype: str = "auto",
     weights: str = "auto",
     name: str | None = None,
@@ -201,7 +202,7 @@ def run_server(
 
     def load() -> Engine:
         return Engine.from_pretrained(
-            model, home=settings.directory, dtype=dtype, weights=weights, name=name, config=config
+            model, home=settings.directory, device=device, dtype=dtype, weights=weights, name=name, config=config
         )
 
     serve(Server(settings, load), on_ready=on_ready)

@@ -28,6 +28,7 @@ def train_model(
     output: Path,
     *,
     work_directory: Path,
+    device: str | torch.device = "auto",
     dtype: torch.dtype | None = None,
     weights: str = "auto",
     valid: Sequence[Example] = (),
@@ -36,10 +37,10 @@ def train_model(
     """Train a model directory on examples with all of this machine; returns `output`.
 
     `output` becomes a PEFT directory, or for `method="full"` a model directory as on the hub. `work_directory` keeps
-    the checkpoints that a run which was cut off goes on from. `dtype`, `weights`: see `Decoder.from_directory`. Raises
-    `ModelError`, `DataError`, `InvalidRequest`.
+    the checkpoints that a run which was cut off goes on from. `device`, `dtype`, `weights`: see
+    `Decoder.from_directory`. Raises `ModelError`, `DataError`, `InvalidRequest`.
     """
-    decoder = Decoder.from_directory(model, dtype=dtype, weights=weights)
+    decoder = Decoder.from_directory(model, device=device, dtype=dtype, weights=weights)
     tokenizer = Tokenizer.from_directory(model)
     longest = min(decoder.max_positions, config.max_length or decoder.max_positions)
     sequences = [s for s in encode_all(examples, tokenizer, longest) if s is not None]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from coserve.kernels.quantized import QuantizedWeight, unpack
 
+_LARGEST_E4M3 = 448.0
 HALF = 32  # columns whose 4-bit integers are the low halves of as many bytes; the next 32 are the high halves
 
 
@@ -60,6 +61,17 @@ class QuantizedRows:
         by_row = scales.float().repeat_interleave(block, 0)[:rows].t().contiguous()
         return cls(8, (rows, columns), block, padded, by_row)
 
+    @classmethod
+    def in_fp8(cls, weight: Tensor) -> QuantizedRows:
+        """A matrix of floats rounded to `torch.float8_e4m3fn`, with a scale for each row."""
+        wide = weight.float()
+        scales = wide.abs().amax(1) / _LARGEST_E4M3
+        steps = wide / torch.where(scales > 0, scales, 1.0).unsqueeze(1)
+        rounded = steps.clamp(-_LARGEST_E4M3, _LARGEST_E4M3).to(torch.float8_e4m3fn)
+        columns = weight.shape[1]
+        padded = F.pad(rounded.view(torch.uint8), (0, -columns % HALF)).view(rounded.dtype)
+        return cls(8, (weight.shape[0], columns), padded.shape[1], padded, scales.unsqueeze(0))
+
     @property
     def name(self) -> str:
         """ "int8", "int4" or "float8"."""
@@ -67,7 +79,11 @@ class QuantizedRows:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes + self.scales.nbytes + (0 if self.mins is None else self.mins.nbytes)
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {"data": self.data, "scales": self.scales, "mins": self.mins}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 def dequantize(weight: QuantizedRows, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from coserve.service.admin import admin_keys, audit_logs, costs, project_keys, projects, rate_limits, tiers, usage
+from coserve.service.admin import (
+    admin_keys,
+    audit_logs,
+    costs,
+    project_keys,
+    projects,
+    rate_limits,
+    sleep,
+    tiers,
+    usage,
+)
 from coserve.service.route import Route
 
 ORGANIZATION = "/v1/organization"
@@ -36,4 +46,7 @@ ROUTES = [
     Route(f"{ORGANIZATION}/tiers/reload", tiers.reload_tiers, methods=("POST",)),
     Route(f"{ORGANIZATION}/usage/completions", usage.completions),
     Route(f"{ORGANIZATION}/costs", costs.list_costs),
+    Route("/sleep", sleep.sleep, methods=("POST",)),
+    Route("/wake_up", sleep.wake_up, methods=("POST",)),
+    Route("/is_sleeping", sleep.is_sleeping),
 ]

@@ -9,10 +9,13 @@ from coserve.errors import CoserveError, InvalidRequest
 ALL = "all"
 """Everything but administration."""
 ADMIN = "admin"
-"""Projects, keys, usage and costs of everybody; nothing else."""
+"""Projects, keys, usage and costs of everybody, sleep; nothing else."""
 
 _PATHS = (
     ("/v1/organization", ADMIN),
+    ("/sleep", ADMIN),
+    ("/wake_up", ADMIN),
+    ("/is_sleeping", ADMIN),
     ("/v1/chat/", "inference"),
     ("/v1/completions", "inference"),
     ("/v1/models", "models"),
