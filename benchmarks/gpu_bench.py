@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -46,6 +45,7 @@ _TINY_CONFIG: Config = LLAMA_8B_CONFIG | {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 2048,
+    "rope_scaling": LLAMA_8B_CONFIG["rope_scaling"] | {"original_max_position_embeddings": 512},
     "vocab_size": 600,
 }
 SIZES = {
@@ -62,14 +62,13 @@ class Ceilings:
     matmul: float  # FLOP/s of a large bfloat16 product
 
     def __str__(self) -> str:
-        return (
-            f"copy from device to device: {self.copy / 1e9:.0f} GB/s; bfloat16 product: {self.matmul / 1e12:.1f} TFLOP/s"
-        )
+        copy, matmul = f"{self.copy / 1e9:.0f} GB/s", f"{self.matmul / 1e12:.1f} TFLOP/s"
+        return f"copy from device to device: {copy}; bfloat16 product: {matmul}"
 
 
 @dataclass
 class Bench:
-    """One run. `seconds`: how long the parts of a table that have no natural length take."""
+    """One run of the command."""
 
     size: Size
     device: str
@@ -91,16 +90,18 @@ class Bench:
 
     @property
     def seconds(self) -> float:
-        """That a load is kept up."""
-        return 1.0 if self.device == "cpu" else 8.0 if self.quick else 20.0
+        """That a load without a natural end is kept up."""
+        return 1.0 if self.device == "cpu" else 8.0 if self.quick else 15.0
 
     @property
     def rounds(self) -> int:
-        return 1 if self.quick else 3
+        return 1 if self.quick else 2
 
     @cached_property
     def ceilings(self) -> Ceilings:
-        return measure_ceilings(self.size, self.device)
+        measured = measure_ceilings(self.size, self.device)
+        free_memory()
+        return measured
 
     def engine(self, weights: str = "bf16") -> Engine:
         """One at a time: it is kept until one with other weights is asked for."""
@@ -142,7 +143,7 @@ def measure_ceilings(size: Size, device: str) -> Ceilings:
     return Ceilings(2 * size.copied / copying, 2 * size.multiplied**3 / multiplying)
 
 
-def seconds_of(run: Callable[[], object], device: str, times: int = 10) -> float:
+def seconds_of(run: Callable[[], object], device: str, times: int = 20) -> float:
     """Seconds of one run on a warm device: the median of five rounds of some."""
     run()
     return statistics.median(_round(run, device, times) / times for _ in range(5))
@@ -178,7 +179,3 @@ def aim(value: float | None, *, at_least: float | None = None, at_most: float | 
 
 def _word(met: bool) -> str:
     return "yes" if met else "**no**"
-
-
-Table = Callable[[Bench], list[Row]]
-Figures = dict[str, Any]

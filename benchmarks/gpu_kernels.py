@@ -1,4 +1,4 @@
-"""The table of the kernels: are they right, and what share of the memory bandwidth or of a product's rate do they reach?
+"""The table of the kernels: are they right, and what share of the bandwidth or of a product's rate do they reach?
 
 Each kernel, at the shapes of a layer of Llama 3.1 8B with random numbers, is compared with float64 and, where coserve
 promises that a row's result does not depend on its company, some rows by themselves with the same rows in it, to the

@@ -1,14 +1,13 @@
 """A random-weight model of Llama 3.1 8B's shape, made where it runs: no file, no copy, seconds.
 
-A module's numbers follow from its name alone, so a peer in another process makes itself the same weights.
+A tensor's numbers follow from its name alone, so a peer in another process makes itself the same weights.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,12 +17,15 @@ from torch import Tensor
 
 from benchmarks.models import LLAMA_1B_CONFIG
 from coserve.engine import Engine, EngineConfig
-from coserve.kernels.gpu.formats import QuantizedRows
-from coserve.kernels.quantized import quantize
+from coserve.kernels.device import choose_device, is_gpu
+from coserve.kernels.linear import Weight
+from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
-from coserve.models.matrices import EMBEDDING, HEAD, Matrix
+from coserve.models.matrices import EMBEDDING, HEAD, all_matrices
+from coserve.models.placement import OnGpu, Placement
 from coserve.models.quantization import WeightFormats
+from coserve.models.stored import StoredWeights
 
 Config = dict[str, Any]  # a config.json
 WEIGHTS = ("bf16", "int8", "fp8", "int4")
@@ -47,67 +49,49 @@ LLAMA_8B_CONFIG: Config = LLAMA_1B_CONFIG | {
     "vocab_size": 128256,
 }
 
-_FP8 = torch.float8_e4m3fn
-_FP8_BLOCK = 128
+Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class RandomCheckpoint:
-    """Stands in for `models.checkpoint.Checkpoint`: the same methods, and nothing on disk."""
+class MadeThere(OnGpu):
+    """Weights that are made in the GPU's memory, and need not be moved to it."""
 
-    config: ModelConfig
-    weights: str  # one of WEIGHTS
-    device: torch.device
-
-    @property
-    def formats(self) -> WeightFormats:
-        if self.device.type == "cpu":
-            return WeightFormats.choose(self.config, self.weights, None, False)
-        return WeightFormats(self.weights, torch.bfloat16, quantized=self.weights != "bf16")
-
-    def matrix(self, matrix: Matrix) -> Any:
-        modules = [self.module(name, rows, matrix.columns) for name, rows in matrix.modules.items()]
-        if self.device.type == "cpu":
-            return self.formats.matrix(matrix, modules)
-        weights = "int8" if (self.weights, matrix.name) == ("int4", HEAD) else self.weights
-        return on_gpu(torch.cat(modules), weights)
-
-    def vector(self, name: str, size: int) -> Tensor:
-        return (1 + 0.1 * self.module(name.removesuffix(".weight"), 1, size)[0]).to(self.formats.dtype)
-
-    def embedding(self) -> Tensor:
-        return self.module(EMBEDDING, self.config.vocab_size, self.config.hidden_size)
-
-    def module(self, name: str, rows: int, columns: int) -> Tensor:
-        """A module's weights, bfloat16 [rows, columns], with products as large as their inputs."""
-        generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
-        numbers = torch.randn(rows, columns, generator=generator, device=self.device, dtype=torch.bfloat16)
-        return numbers.mul_(columns**-0.5)
+    def modules(self, modules: Sequence[Weight]) -> list[Weight]:
+        return list(modules)
 
 
-def on_gpu(dense: Tensor, weights: str) -> Tensor | QuantizedRows:
-    """A matrix in the format that a GPU's kernels read."""
-    if weights == "bf16":
-        return dense
-    if weights == "fp8":
-        return _fp8(dense)
-    return QuantizedRows.of(quantize(dense, 8 if weights == "int8" else 4), dense.device)
+def shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Of a checkpoint's tensors, by Hugging Face's names without the leading "model."."""
+    hidden = config.hidden_size
+    named: dict[str, Shape] = {f"{EMBEDDING}.weight": (config.vocab_size, hidden), "norm.weight": (hidden,)}
+    for matrix in all_matrices(config):
+        named |= {f"{module}.weight": (rows, matrix.columns) for module, rows in matrix.modules.items()}
+    for layer in range(config.num_hidden_layers):
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            named[f"layers.{layer}.{norm}.weight"] = (hidden,)
+    return named
 
 
-def _fp8(dense: Tensor) -> QuantizedRows:
-    """With a scale for each square block."""
-    rows, columns = dense.shape
-    pad = (0, -columns % _FP8_BLOCK, 0, -rows % _FP8_BLOCK)
-    blocks = torch.nn.functional.pad(dense.float(), pad).unflatten(0, (-1, _FP8_BLOCK)).unflatten(2, (-1, _FP8_BLOCK))
-    scales = blocks.abs().amax((1, 3)).clamp(min=1e-12) / torch.finfo(_FP8).max
-    rounded = (blocks / scales[:, None, :, None]).flatten(2).flatten(0, 1)[:rows, :columns].to(_FP8)
-    return QuantizedRows.of_blocks(rounded, scales, _FP8_BLOCK)
+def full_name(name: str) -> str:
+    """As checkpoints have it."""
+    return name if name.startswith(HEAD) else f"model.{name}"
+
+
+def random_tensor(name: str, shape: Shape, device: torch.device) -> Tensor:
+    """In bfloat16: a norm's weights are about one, a matrix's products about as large as their inputs."""
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+    numbers = torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+    return 1 + 0.1 * numbers if len(shape) == 1 else numbers.mul_(shape[1] ** -0.5)
 
 
 def random_decoder(config: Config, weights: str, device: str) -> Decoder:
-    checkpoint = RandomCheckpoint(ModelConfig.from_dict(config), weights, torch.device(device))
-    with torch.device(device):
-        return Decoder(checkpoint, max_positions=config["max_position_embeddings"])  # type: ignore[arg-type]
+    """`weights`: as for `Decoder.from_directory`, whose way from stored tensors to a model it takes."""
+    described, place = ModelConfig.from_dict(config), choose_device(device)
+    known = shapes(described)
+    stored = StoredWeights(lambda name: random_tensor(name, known[name], place), files=())
+    formats = WeightFormats.choose(described, weights, None, False, place)
+    placement = MadeThere(place) if is_gpu(place) else Placement()
+    checkpoint = Checkpoint(described, stored, formats, placement)
+    return Decoder(checkpoint, max_positions=described.max_position_embeddings)
 
 
 def random_engine(directory: Path, weights: str, device: str, config: EngineConfig) -> Engine:
@@ -115,6 +99,7 @@ def random_engine(directory: Path, weights: str, device: str, config: EngineConf
     measurement is kept there, too."""
     described: Config = json.loads((directory / "config.json").read_text())
     made: Callable[..., Decoder] = lambda *_, **__: random_decoder(described, weights, device)  # noqa: E731
-    place = {} if device == "cpu" else {"device": device}
     with patch.object(Decoder, "from_directory", made):
-        return Engine.from_pretrained(directory, name="random", weights=weights, home=directory, config=config, **place)
+        return Engine.from_pretrained(
+            directory, name="random", weights=weights, device=device, home=directory, config=config
+        )

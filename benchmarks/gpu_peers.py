@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_model import RandomCheckpoint
+from benchmarks.gpu_model import full_name, random_tensor, shapes
 from benchmarks.processes import report, task_of_parent
 from benchmarks.training import PeftLoop
 from benchmarks.training_load import TrainingShape
 from coserve.models.config import ModelConfig
-from coserve.models.matrices import BLOCK_OF, HEAD, module_sizes
 
 Figures = dict[str, Any]
 _WARM = 4  # steps after which a compiled one has been recorded
@@ -41,27 +40,15 @@ def main() -> None:
 
 
 def random_transformer(config: Mapping[str, Any], device: str, dtype: torch.dtype) -> Any:
-    """A LlamaForCausalLM of the weights that `gpu_model.RandomCheckpoint` makes, in bfloat16."""
+    """A LlamaForCausalLM of the weights that `gpu_model.random_decoder` has."""
     import transformers
 
-    ours = ModelConfig.from_dict(config)
-    weights = RandomCheckpoint(ours, "bf16", torch.device(device))
     kept = {name: value for name, value in config.items() if name not in ("architectures", "model_type")}
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**kept))
-    named: dict[str, Tensor] = {
-        "model.embed_tokens.weight": weights.embedding(),
-        "model.norm.weight": weights.vector("norm.weight", ours.hidden_size),
-        "lm_head.weight": weights.module(HEAD, ours.vocab_size, ours.hidden_size),
-    }
-    for index in range(ours.num_hidden_layers):
-        layer = f"layers.{index}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            named[f"model.{layer}.{norm}.weight"] = weights.vector(f"{layer}.{norm}.weight", ours.hidden_size)
-        for short, (columns, rows) in module_sizes(ours).items():
-            module = f"{layer}.{BLOCK_OF[short]}.{short}"
-            named[f"model.{module}.weight"] = weights.module(module, rows, columns)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in named.items()}, assign=True)
+    known, place = shapes(ModelConfig.from_dict(config)), torch.device(device)
+    named = {full_name(name): random_tensor(name, shape, place).to(dtype) for name, shape in known.items()}
+    model.load_state_dict(named, assign=True)
     rotary = model.model.rotary_emb  # its frequencies are in no checkpoint
     model.model.rotary_emb = type(rotary)(model.config).to(device)
     model.config.dtype = dtype

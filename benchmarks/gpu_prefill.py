@@ -1,6 +1,6 @@
 """The table of prompts, through the engine: some long ones at once, from handing them over to the last first token.
 
-    of matmul = FLOPs of the pass / seconds / (those of a large bfloat16 product)
+of matmul = FLOPs of the pass / seconds / (those of a large bfloat16 product)
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_bench import Bench, aim
-from benchmarks.gpu_model import Config
+from benchmarks.gpu_model import Config, Shape, full_name, shapes
 from benchmarks.models import write_without_weights
 from benchmarks.processes import child_reports
 from benchmarks.report import Row, progress
 from coserve.models.config import ModelConfig
-from coserve.models.matrices import EMBEDDING, HEAD, all_matrices
 
 _QUICK_LAYERS = 8
 _LIMIT = 120.0  # seconds of a start
@@ -67,7 +65,8 @@ def rows_of(said: dict[str, Any], size: int, whole: float) -> list[Row]:
 def write_large_checkpoint(directory: Path, config: Config) -> int:
     """A directory as on the hub, its weights random and repeated; returns their bytes. Several threads write."""
     write_without_weights(directory, config)
-    shards = _shards(list(_tensors(config)))
+    known = shapes(ModelConfig.from_dict(config))
+    shards = _shards([(full_name(name), shape) for name, shape in known.items()])
     names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     index = {tensor: name for shard, name in zip(shards, names, strict=True) for tensor, _ in shard}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
@@ -76,20 +75,7 @@ def write_large_checkpoint(directory: Path, config: Config) -> int:
         return sum(pool.map(lambda shard, name: _write(directory / name, shard, block), shards, names))
 
 
-Shard = list[tuple[str, tuple[int, ...]]]  # tensors' names and shapes
-
-
-def _tensors(config: Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    c = ModelConfig.from_dict(config)
-    yield f"model.{EMBEDDING}.weight", (c.vocab_size, c.hidden_size)
-    for matrix in all_matrices(c):
-        for module, rows in matrix.modules.items():
-            prefix = "" if module == HEAD else "model."
-            yield f"{prefix}{module}.weight", (rows, matrix.columns)
-    for i in range(c.num_hidden_layers):
-        yield f"model.layers.{i}.input_layernorm.weight", (c.hidden_size,)
-        yield f"model.layers.{i}.post_attention_layernorm.weight", (c.hidden_size,)
-    yield "model.norm.weight", (c.hidden_size,)
+Shard = list[tuple[str, Shape]]  # tensors' names and shapes
 
 
 def _shards(tensors: Shard, number: int = 8) -> list[Shard]:
@@ -104,7 +90,7 @@ def _shards(tensors: Shard, number: int = 8) -> list[Shard]:
     return shards
 
 
-def _bytes(shape: tuple[int, ...]) -> int:
+def _bytes(shape: Shape) -> int:
     return 2 * torch.Size(shape).numel()
 
 

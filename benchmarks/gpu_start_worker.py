@@ -1,4 +1,4 @@
-"""A start of the engine in this process, then sleep and wake; run by `benchmarks.gpu_start`, and timed from its imports."""
+"""A start of the engine in this process, then sleep and wake: what `benchmarks.gpu_start` runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ def main() -> None:
     told, begun = task_of_parent(), time.perf_counter()
     from coserve.engine import Engine, SamplingParams
 
-    imported, watch = _now(told["device"]), Stopwatch()
-    place = {} if told["device"] == "cpu" else {"device": told["device"]}
+    imported, watch = _imported(told["device"]), Stopwatch()
     with watch.running():
-        engine = Engine.from_pretrained(told["directory"], **place)
+        engine = Engine.from_pretrained(told["directory"], device=told["device"])
     loaded = time.perf_counter()
 
     def tokens(number: int) -> list[int | None]:
@@ -27,21 +26,20 @@ def main() -> None:
     answered = time.perf_counter()
     parts: dict[str, Any] = {"imports": imported - begun, "loaded": loaded - imported, "first token": answered - loaded}
     parts |= {f"of loaded: {part}": watch.parts[part] for part in PARTS}
-    if hasattr(engine, "sleep"):
-        before, begun = tokens(8), time.perf_counter()
-        engine.sleep()
-        asleep = time.perf_counter()
-        engine.wake()
-        awake = time.perf_counter()
-        tokens(1)
-        first = time.perf_counter()
-        parts |= {"sleep": asleep - begun, "wake": awake - asleep, "awake": first - asleep, "same": tokens(8) == before}
+    before, begun = tokens(8), time.perf_counter()
+    engine.sleep()
+    asleep = time.perf_counter()
+    engine.wake()
+    awake = time.perf_counter()
+    tokens(1)
+    first = time.perf_counter()
+    parts |= {"sleep": asleep - begun, "wake": awake - asleep, "awake": first - asleep, "same": tokens(8) == before}
     engine.shutdown()
     report(**parts)
 
 
-def _now(device: str) -> float:
-    """When the engine's module is there, which loads PyTorch; and the driver's context, which every program waits for."""
+def _imported(device: str) -> float:
+    """When the engine's module is there, which loads PyTorch, and the driver's context, which any program waits for."""
     import torch
 
     import coserve.engine.engine  # noqa: F401
