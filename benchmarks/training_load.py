@@ -18,7 +18,7 @@ from typing import Protocol
 from benchmarks.client import Window
 from coserve.engine import Engine
 from coserve.training import Trainer, TrainingConfig, TrainingEvent, TrainSequence
-from coserve.training.slices import Machine
+from coserve.training.passes import Machine
 
 _START_SECONDS, _STOP_SECONDS = 600.0, 60.0  # the longest that a process may take to start, and to stop
 

@@ -38,9 +38,9 @@ class OnGpu(Placement):
 
     moves = True
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, transfer: Transfer | None = None):
         self.device = device
-        self._transfer = Transfer(device)
+        self._transfer = transfer or Transfer(device)
 
     def modules(self, modules: Sequence[Weight]) -> list[Weight]:
         """Those of one format lie one below the other: the matrix of all of them is a view."""

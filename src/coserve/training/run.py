@@ -17,7 +17,7 @@ from coserve.models.weights import INDEX_FILE
 from coserve.roofline import Chip, Estimator, Roofline
 from coserve.training.config import TrainingConfig
 from coserve.training.data import Example, encode_all
-from coserve.training.slices import Machine
+from coserve.training.passes import Machine
 from coserve.training.trainer import Trainer, TrainingEvent
 
 

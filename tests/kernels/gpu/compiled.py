@@ -81,6 +81,7 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _sampling()
     yield from _fp8()
     yield from _experts()
+    yield from _dropout()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -174,6 +175,12 @@ def _experts() -> Iterator[Callable[[], Any]]:
     assignment = experts.Assignment.of(torch.tensor([[0, 3], [7, 1]]), 8)
     yield lambda: experts.grouped_product(x, matrices, assignment, gather=True)
     yield lambda: experts.combine(torch.zeros(4, 128, dtype=torch.bfloat16), torch.ones(2, 2), assignment)
+
+
+def _dropout() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu.dropout import dropout
+
+    yield lambda: dropout(torch.zeros(2, 4096, dtype=torch.bfloat16), 0.1, 1 << 31, 5)
 
 
 if __name__ == "__main__":

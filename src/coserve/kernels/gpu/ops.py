@@ -1,6 +1,7 @@
 """What `kernels.ops`, `differentiable` and `linear` call for tensors on a GPU, under their names."""
 
 from coserve.kernels.gpu.attention import paged_attention
+from coserve.kernels.gpu.dropout import dropout
 from coserve.kernels.gpu.lora import add_lora
 from coserve.kernels.gpu.products import dequantize, many_rows_product, product
 from coserve.kernels.gpu.rope import rope_and_store, rotate, rotate_gradient
@@ -9,6 +10,7 @@ from coserve.kernels.gpu.rows import rms_norm, rms_norm_gradient, silu_and_mul, 
 __all__ = [
     "add_lora",
     "dequantize",
+    "dropout",
     "many_rows_product",
     "paged_attention",
     "product",
