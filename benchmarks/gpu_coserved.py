@@ -7,12 +7,11 @@ with and without training beside them, in turn. Training alone has the whole chi
 from __future__ import annotations
 
 from benchmarks.client import Window, closed_loop_rate, open_loop, serving_figures
-from benchmarks.gpu_bench import Bench, aim
+from benchmarks.gpu_bench import Bench, aim, free_memory
 from benchmarks.gpu_training import shape_of, train_steps
 from benchmarks.report import Row, median, paired_ratio, progress
 from benchmarks.training_load import TrainingInEngine
 from benchmarks.workload import endless_requests, poisson_arrivals
-from coserve.training.slices import Machine
 
 _LOAD = 0.5
 _PATIENCE = 30.0
@@ -24,8 +23,8 @@ def measure(bench: Bench) -> list[Row]:
     training = TrainingInEngine(engine, shape_of(bench), bench.seed)
     training.warm_up()
     peak = saturating_rate(bench)
-    machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
-    trained = train_steps(bench, machine, 2 if bench.quick else 4).tokens_per_s(shape_of(bench).step_tokens)
+    free_memory()
+    trained = train_steps(bench, training.machine, 2 if bench.quick else 4).tokens_per_s(shape_of(bench).step_tokens)
     progress(f"saturated at {peak:.3g} requests/s; training alone {trained:.0f} tokens/s")
     rounds = []
     for number in range(1, bench.rounds + 1):
@@ -50,6 +49,7 @@ def serve(bench: Bench, peak: float, number: int, training: TrainingInEngine | N
     vocabulary = size.config["vocab_size"]
     requests = endless_requests("random", vocabulary, engine.max_context, seed, size.trace_scale, 1.0)
     if training is not None:
+        free_memory()  # of the trainer before: a new one asks what is free
         training.start()
     window = Window.after(bench.seconds / 4, bench.seconds)
     arrivals = poisson_arrivals(requests, _LOAD * peak, seed)

@@ -20,8 +20,8 @@ from benchmarks.training import Run
 from benchmarks.training_load import TrainingShape, new_trainer
 from coserve.models.cost import ModelCost
 from coserve.training import TrainingEvent
+from coserve.training.passes import Machine
 from coserve.training.run import machine_for
-from coserve.training.slices import Machine
 
 _PEER_LIMIT = 120.0  # seconds
 _ALIKE = 0.02  # share by which the mean losses may differ: both see the same data, each in its own order
