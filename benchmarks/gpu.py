@@ -56,7 +56,8 @@ class Results:
     machine: Machine
     tables: dict[str, list[Row]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)  # and why
+    lost: bool = False  # a kernel has broken the process's use of the GPU: nothing more can run in it
 
     def write(self, file: Path | None, bench: Bench) -> None:
         if file is not None:
@@ -109,17 +110,25 @@ def run(options: argparse.Namespace, directory: Path) -> list[str]:
                 one_table(name, bench, results)
                 results.write(options.json, bench)
     finally:
-        bench.close_engine()
-    for name in results.skipped:
-        print(f"{name}: left out, {NEEDED[name][not options.quick]} s did not fit into --limit")
-    return [*results.failed, *wrong(results)]
+        if not results.lost:
+            bench.close_engine()
+    for name, why in results.skipped.items():
+        print(f"{name}: left out, {why}")
+    return [*results.failed, *wrong(results), *(results.skipped if results.lost else ())]
 
 
 def one_table(name: str, bench: Bench, results: Results) -> None:
-    if bench.left < NEEDED[name][not bench.quick] and bench.device != "cpu":
-        progress(f"{name}: left out, there are {bench.left:.0f} s left")
-        results.skipped.append(name)
-        return
+    needed = NEEDED[name][not bench.quick]
+    if results.lost:
+        results.skipped[name] = "the GPU failed before; run it again by itself"
+    elif bench.left < needed and bench.device != "cpu":
+        results.skipped[name] = f"{needed} s did not fit into the {bench.left:.0f} s that were left"
+    else:
+        make_table(name, bench, results)
+
+
+def make_table(name: str, bench: Bench, results: Results) -> None:
+    """Measure and print it; whatever goes wrong is said in its place."""
     progress(f"{name}:")
     print(f"## {name}\n")
     try:
@@ -127,13 +136,23 @@ def one_table(name: str, bench: Bench, results: Results) -> None:
     except Exception as error:
         traceback.print_exc()
         results.failed[name] = f"{type(error).__name__}: {error}"
+        results.lost = not gpu_works(bench.device)
         print(f"failed: {results.failed[name]}\n", flush=True)
     else:
         results.tables[name] = rows
         print_table(rows, columns_of(rows))
         print(flush=True)
-    if name in results.failed:
+    if name in results.failed and not results.lost:
         bench.close_engine()  # the next table gets one that has not failed
+
+
+def gpu_works(device: str) -> bool:
+    """After a kernel's illegal access nothing in this process does."""
+    try:
+        torch.ones(1, device=device).tolist()
+    except RuntimeError:
+        return False
+    return True
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:

@@ -32,6 +32,7 @@ from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
 from benchmarks.options import benchmark_parser, positive
 from benchmarks.report import Row, medians, paired_ratio, print_table, progress, write_json
 from benchmarks.training_load import TrainingShape, new_trainer
+from coserve.kernels.device import CPU
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
 from coserve.models.dtype import auto_dtype
@@ -123,7 +124,7 @@ class PeftLoop:
 def new_peer(name: str, model: BenchmarkModel, shape: TrainingShape) -> Peer:
     if name == OURS:
         return Ours(Decoder.from_directory(model.path), shape)
-    dtype = auto_dtype(ModelConfig.from_directory(model.path))
+    dtype = auto_dtype(ModelConfig.from_directory(model.path), CPU)
     return PeftLoop(load_base(model.path, dtype), shape, checkpointing=name == PEFT)
 
 

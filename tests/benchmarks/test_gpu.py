@@ -84,7 +84,18 @@ def test_what_does_not_fit_into_the_limit_is_left_out(tmp_path):
     bench = Bench(SIZES["tiny"], "cuda", False, 0, limit=50.0, directory=tmp_path, scratch=tmp_path)
     results = gpu.Results({})
     gpu.one_table("transformers", bench, results)
-    assert results.skipped == ["transformers"] and not results.tables and not results.failed
+    assert list(results.skipped) == ["transformers"] and not results.tables and not results.failed
+
+
+def test_after_the_gpu_failed_nothing_else_is_tried(tmp_path, monkeypatch, capsys):
+    def fails(bench: Bench) -> list[dict]:
+        raise RuntimeError("illegal memory access")
+
+    monkeypatch.setattr(gpu_decode, "measure", fails)
+    monkeypatch.setattr(gpu, "gpu_works", lambda device: False)
+    with pytest.raises(SystemExit, match="decode, prefill"):
+        gpu.main([*TINY, "--tables", "decode", "prefill"])
+    assert "prefill: left out, the GPU failed before" in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_told_from_what_is_slow():
