@@ -37,7 +37,7 @@ from benchmarks.report import Row, print_table, progress, write_json
 # share an engine are neighbours.
 NEEDED = {
     "decode": (45, 100),
-    "prefill": (10, 30),
+    "prefill": (10, 15),
     "predictions": (20, 35),
     "coserved": (45, 110),
     "training": (45, 60),

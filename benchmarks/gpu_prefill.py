@@ -13,26 +13,21 @@ from benchmarks.report import Row, progress
 
 
 def measure(bench: Bench) -> list[Row]:
-    return [prompts(bench, weights) for weights in (("bf16",) if bench.quick else ("int4", "int8", "bf16"))]
-
-
-def prompts(bench: Bench, weights: str) -> Row:
-    engine, number, length = bench.engine(weights), bench.size.prompts, bench.size.prompt
+    engine, number, length = bench.engine(), bench.size.prompts, bench.size.prompt
     answers(engine, bench.requests(number, length, 1))  # warm-up
     took = []
     for turn in range(1, bench.rounds + 2):
         timelines = answers(engine, bench.requests(number, length, 1))
         took.append(max(timeline.tokens[0] - timeline.due for timeline in timelines))
-        progress(f"prompts, {weights}, round {turn}: {1e3 * took[-1]:.1f} ms")
+        progress(f"prompts, round {turn}: {1e3 * took[-1]:.1f} ms")
     seconds, rows = statistics.median(took), number * length
     flops = engine.cost.forward(rows, number * length * (length + 1) / 2, rows, number).flops
     share = flops / seconds / bench.ceilings.matmul
-    return {
-        "weights": weights,
+    row = {
         "prompts": f"{number} x {length}",
         "ms": 1e3 * seconds,
         "tokens/s": rows / seconds,
         "TFLOP/s": flops / seconds / 1e12,
         "of matmul": share,
-        **(aim(share, at_least=0.60) if weights == "bf16" else {}),
     }
+    return [row | aim(share, at_least=0.60)]
