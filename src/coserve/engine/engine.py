@@ -538,7 +538,7 @@ class Engine:
 
         Prompts leave none, as they wait for arithmetic; nor do lower priorities that got less than they could use.
         """
-        if not self._background or self.scheduler.backlog or plan.short:
+        if not self._runner.takes_rides or not self._background or self.scheduler.backlog or plan.short:
             return None
         segments, whole = plan.segments(), plan.alone + plan.grown
         budget = whole + self._allowance(plan, whole)

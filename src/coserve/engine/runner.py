@@ -48,6 +48,8 @@ class Flight:
 
 
 class Runner(Protocol):
+    takes_rides: bool  # whether train tokens go along in steps that decode
+
     def launch(self, plan: Plan, ride: Ride | None) -> Flight:
         """Begin to compute a step; the one before has landed."""
 
@@ -70,6 +72,7 @@ class Runner(Protocol):
 class CpuRunner:
     """Computes at once: what it launches has landed."""
 
+    takes_rides = True
     _WARM_UP_SECONDS = 0.5
     _WARM_UP_ROWS = (1, 1, 1, 4, 4, 16, 16, 64, 64)
 
