@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.kernels import BLOCK_SIZE, KVCache, LoraLayer, LoraWeights, PagedLayout, reference
-from coserve.kernels.gpu import experts, fp8, lora, products, rope, rows, sampling
+from coserve.kernels.gpu import experts, lora, products, rope, rows, sampling
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.formats import QuantizedRows, dequantize
 from coserve.kernels.quantized import quantize
@@ -304,9 +304,9 @@ def _copied(w: QuantizedRows) -> QuantizedRows:
 def _fp8(s: Shape, n: int) -> Case:
     size = 1.0 * s.hidden * s.intermediate
     matrices = [_random(s.intermediate, s.hidden, scale=s.hidden**-0.5) for _ in range(s.copies(size))]
-    weights = [fp8.Fp8Weight.of(matrix) for matrix in matrices]
-    wide = matrices[0].double
-    return _product("fp8 product", s, n, weights, size, fp8.linear, wide, 6e-2, promises_rows=False)
+    weights = [QuantizedRows.in_fp8(matrix) for matrix in matrices]
+    wide, few = matrices[0].double, n <= products.FEW_ROWS
+    return _product("fp8 product", s, n, weights, size, products.product, wide, 6e-2, promises_rows=few)
 
 
 def _lora(s: Shape, n: int, rank: int = 16) -> Case:

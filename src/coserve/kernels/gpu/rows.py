@@ -139,10 +139,15 @@ def _silu(x, out, n, COLUMNS: tl.constexpr):
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < n
     gate = tl.load(x + row * 2 * n + column, mask=mask, other=0.0)
-    up = tl.load(x + row * 2 * n + n + column, mask=mask, other=0.0).to(tl.float32)
-    wide = gate.to(tl.float32)
-    activated = (wide * tl.sigmoid(wide)).to(gate.dtype).to(tl.float32)
-    tl.store(out + row * n + column, (activated * up).to(gate.dtype), mask=mask)
+    up = tl.load(x + row * 2 * n + n + column, mask=mask, other=0.0)
+    tl.store(out + row * n + column, activated(gate, up, gate.dtype).to(gate.dtype), mask=mask)
+
+
+@triton.jit
+def activated(gate, up, dtype: tl.constexpr):
+    """silu(gate) * up, not yet rounded; what the reference rounds to `dtype` on the way is."""
+    gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
+    return (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32) * up
 
 
 @triton.jit
