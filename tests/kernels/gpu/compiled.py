@@ -97,9 +97,6 @@ def _rows() -> Iterator[Callable[[], Any]]:
 
     x, weight = (torch.zeros(*shape, dtype=torch.bfloat16) for shape in ((2, 4096), (4096,)))
     yield lambda: rows.rms_norm(x, weight, 1e-5)
-    yield lambda: rows.add_rms_norm(x, x, weight, 1e-5)
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        yield lambda dtype=dtype: rows.rms_norm_quantized(x, weight, 1e-5, dtype, x)
     yield lambda: rows.rms_norm_gradient(x, weight, x, 1e-5)
     yield lambda: rows.silu_and_mul(x)
     yield lambda: rows.silu_and_mul_gradient(x, x[:, :2048])

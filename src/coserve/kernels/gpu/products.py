@@ -151,7 +151,7 @@ def _launch(
         GROUPED=group < columns or matrix[2] is not None,
         GATED=gated,
         EVEN=columns % (packed * width) == 0,
-        SPLITS=splits,
+        SPLIT=splits > 1,
         ROWS=max(16, triton.next_power_of_2(rows)),
         OUTPUTS=launch.outputs,
         UNITS=width,
@@ -175,7 +175,7 @@ def _units(weight: QuantizedRows) -> Tensor:
 
 
 def _splits(outputs: int, units: int, width: int, size: int) -> tuple[int, int]:
-    """How many parts a matrix's columns are cut into, and how many of a row's units each has. `size`: a unit's bytes."""
+    """How many parts a matrix's columns are cut into, and how many units of a row each has; `size`: a unit's bytes."""
     steps = triton.cdiv(units, width)
     wanted = min(
         _MOST_SPLITS, _PROGRAMS // triton.cdiv(outputs, _PROGRAM_OUTPUTS), steps * width * size // _LEAST_SPLIT
@@ -207,7 +207,7 @@ def _product(
     GROUPED: tl.constexpr,  # whether scales are more than a factor of the result
     GATED: tl.constexpr,
     EVEN: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -216,7 +216,7 @@ def _product(
     EARLY: tl.constexpr,
 ):
     """Grid: tiles of outputs, splits. Half of a gated tile are gates, the other half what they open."""
-    tile, split, row = tl.program_id(0), tl.program_id(1), tl.arange(0, ROWS)
+    tile, split, splits, row = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.arange(0, ROWS)
     output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
     begin, end = split * length, tl.minimum(units, (split + 1) * length)
     if EARLY and AHEAD > 0:
@@ -246,13 +246,13 @@ def _product(
         BY_BITS,
     )
     mask = (row < rows)[None, :] & inside[:, None]
-    if SPLITS > 1:
+    if SPLIT:
         place = partial + row[None, :] * outputs + output[:, None]
         tl.store(place + split * rows * outputs, acc, mask=mask)
-        if not last_to_arrive(counters + tile, SPLITS):
+        if not last_to_arrive(counters + tile, splits):
             return
         acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
-        for each in range(SPLITS):
+        for each in range(splits):
             acc += tl.load(place + each * rows * outputs, mask=mask, other=0.0, cache_modifier=".cg")
     if scales is not None and not GROUPED:
         acc *= _of_outputs(scales + output, ROWS)
