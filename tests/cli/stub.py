@@ -124,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
         answers = {
             "/v1/files": {"id": "file-1"},
             "/v1/batches": {**BATCH, "status": "validating"},
+            "/sleep": {"is_sleeping": True, "freed_bytes": 103_400_000_000},
+            "/wake_up": {"is_sleeping": False},
             "/v1/batches/batch-1/cancel": {**BATCH, "status": "cancelling"},
             "/v1/fine_tuning/jobs": {**JOB, "status": "queued"},
             "/v1/fine_tuning/jobs/ftjob-1/cancel": {**JOB, "status": "cancelled"},

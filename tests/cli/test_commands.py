@@ -30,7 +30,20 @@ def test_help_needs_neither_torch_nor_httpx():
 
 
 def test_every_command_has_help(run):
-    for command in ("up", "serve", "chat", "train", "jobs", "batches", "models", "top", "report", "chips"):
+    for command in (
+        "up",
+        "serve",
+        "chat",
+        "train",
+        "jobs",
+        "batches",
+        "models",
+        "top",
+        "report",
+        "chips",
+        "sleep",
+        "wake",
+    ):
         result = run(command, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -38,6 +51,14 @@ def test_every_command_has_help(run):
 
 def test_models_lists_base_and_adapters(run, server):
     assert run("models").output.split() == ["tiny", "ft:tiny:house:0a1b2c3d"]
+
+
+def test_a_server_sleeps_and_wakes(run, server):
+    assert run("sleep").output == "asleep: 103.4 GB of the GPU's memory are free. Wake it: coserve wake\n"
+    assert run("wake").output == "awake\n"
+    assert [path for path, _ in server.posted] == ["/sleep", "/wake_up"]
+    refused = run("sleep", "--api-key", "sk-wrong")
+    assert refused.exit_code != 0 and refused.stderr == "coserve: Incorrect API key.\n"
 
 
 def test_a_question_is_answered_by_the_base_model(run, server):

@@ -15,7 +15,7 @@ from coserve.errors import InvalidRequest
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path) -> None:
-    for name in ("COSERVE_URL", "COSERVE_API_KEY"):
+    for name in ("COSERVE_URL", "COSERVE_API_KEY", "COSERVE_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COSERVE_HOME", str(tmp_path / "home"))
 
@@ -45,6 +45,9 @@ def test_the_key_is_not_in_the_settings_repr():
         {"protect": "fast"},
         {"dtype": "int3"},
         {"weights": "int3"},
+        {"device": "gpu"},
+        {"device": "cuda:x"},
+        {"device": 1},
         {"model": ""},
         {"log_level": "loud"},
     ],
@@ -55,10 +58,23 @@ def test_a_bad_value_is_refused_by_its_options_name(options):
         serve_settings(None, **options)
 
 
-def test_integers_are_computed_with_in_float32_alone():
-    assert serve_settings(None, weights="int8", dtype="float32").weights == "int8"
+def test_on_a_cpu_integers_are_computed_with_in_float32_alone():
+    assert serve_settings(None, device="cpu", weights="int8", dtype="float32").weights == "int8"
     with pytest.raises(InvalidRequest, match="--dtype is 'bfloat16'; it must be auto or float32 with --weights int4"):
-        serve_settings(None, weights="int4", dtype="bfloat16")
+        serve_settings(None, device="cpu", weights="int4", dtype="bfloat16")
+    with pytest.raises(InvalidRequest, match="--weights is 'fp8'; it must be int8 or another one on a CPU"):
+        serve_settings(None, device="cpu", weights="fp8")
+    assert serve_settings(None, device="cuda", weights="fp8", dtype="bfloat16").device == "cuda"
+
+
+def test_the_device_has_one_word_in_all_four_places(tmp_path, monkeypatch):
+    config = tmp_path / "coserve.yaml"
+    config.write_text("device: cpu\n")
+    assert serve_settings().device == "auto"
+    assert serve_settings(config).device == "cpu"
+    monkeypatch.setenv("COSERVE_DEVICE", "cuda:1")
+    assert serve_settings(config).device == "cuda:1"
+    assert serve_settings(config, device="cuda").device == "cuda"
 
 
 @pytest.mark.parametrize("text", ["- 1", "colour: red", "a: [", "\x00"])

@@ -27,6 +27,7 @@ def cache_tokens(decoder: Decoder, config: EngineConfig) -> int:
 
 def _bytes(device: torch.device) -> int:
     if is_gpu(device):
+        torch.cuda.empty_cache()  # PyTorch keeps what measuring took
         free, _ = torch.cuda.mem_get_info(device)
         return max(0, int(_SHARE_OF_A_GPU * free) - _RESERVE_ON_A_GPU)
     return min(_MOST_BYTES_ON_A_CPU, available_memory() // 4)
