@@ -48,12 +48,43 @@ class Timeline:
     due: float
     tokens: list[float] = field(default_factory=list)
     finished: bool = False
+    error: Exception | None = None
 
     def note(self, output: Output) -> None:
         """The request's `on_output`."""
         if output.token_id is not None:
             self.tokens.append(time.perf_counter())
-        self.finished = output.finish_reason is not None
+        self.finished, self.error = output.finish_reason is not None, output.error
+
+
+def answers(engine: Engine, requests: Sequence[Request], patience: float = 600.0) -> list[Timeline]:
+    """Hand requests over, one right after the other, and wait until all are answered.
+
+    Raises the error of a request that failed, and `TimeoutError` if none ends for `patience` seconds.
+    """
+    begun = time.perf_counter()
+    timelines = [Timeline(request, begun) for request in requests]
+    ended: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def watch(timeline: Timeline) -> Callable[[Output], None]:
+        def note(output: Output) -> None:
+            timeline.note(output)
+            if timeline.finished:
+                ended.put(None)
+
+        return note
+
+    for timeline in timelines:
+        engine.submit(timeline.request, watch(timeline))
+    for _ in timelines:
+        try:
+            ended.get(timeout=patience)
+        except queue.Empty:
+            raise TimeoutError(f"the engine ended no request for {patience:g} seconds") from None
+    for timeline in timelines:
+        if timeline.error is not None:
+            raise timeline.error
+    return timelines
 
 
 def open_loop(

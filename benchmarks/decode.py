@@ -20,22 +20,21 @@ if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import queue
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from benchmarks.client import Timeline
+from benchmarks.client import answers
 from benchmarks.machine import describe_machine, machine_line
 from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
 from benchmarks.options import at_least_8, benchmark_parser, positive
 from benchmarks.report import Row, medians, paired_ratio, print_table, progress, write_json
-from coserve.engine import Engine, Output, Request, SamplingParams
+from coserve.engine import Engine, Request, SamplingParams
 from coserve.kernels.calibration import format_name, measure_bandwidth
 from coserve.models.cost import ModelCost
 
@@ -68,23 +67,8 @@ class Ours:
     def token_times(self, prompts: Sequence[Sequence[int]], output: int) -> list[list[float]]:
         """For each prompt when its tokens came, in seconds since the prompts were handed over."""
         params = SamplingParams(max_tokens=output, temperature=0, ignore_eos=True)
-        begun = time.perf_counter()
-        timelines = [Timeline(Request(tuple(prompt), params, self.engine.name), begun) for prompt in prompts]
-        ended: queue.SimpleQueue[None] = queue.SimpleQueue()
-
-        def watch(timeline: Timeline) -> Callable[[Output], None]:
-            def note(output: Output) -> None:
-                timeline.note(output)
-                if timeline.finished:
-                    ended.put(None)
-
-            return note
-
-        for timeline in timelines:
-            self.engine.submit(timeline.request, watch(timeline))
-        for _ in timelines:
-            ended.get()
-        return [[when - begun for when in timeline.tokens] for timeline in timelines]
+        timelines = answers(self.engine, [Request(tuple(prompt), params, self.engine.name) for prompt in prompts])
+        return [[when - timeline.due for when in timeline.tokens] for timeline in timelines]
 
     def close(self) -> None:
         self.engine.shutdown()

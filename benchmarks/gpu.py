@@ -1,13 +1,10 @@
-"""The GPU kernels: are they right, and what share of the memory bandwidth or of a matrix product's rate do they reach?
+"""A GPU: is coserve right on it, and how near is it to what the hardware can do? All tables, in one command.
 
-Each kernel, at the shapes of Llama 3.1 8B with random numbers, is compared with float64 and, where coserve promises
-that a row's result does not depend on its company, some rows by themselves with the same rows in it, to the bit.
-Launches are timed as a CUDA graph, from memory and not from the cache: each has another copy of the inputs.
-
-    of copy = (bytes that a launch must read and write) / seconds / (those of a copy from device to device)
-    of matmul = FLOPs / seconds / (those of a bfloat16 product of two matrices 8192 x 8192)
-
-both measured in the same run. It exits with status 1 if a kernel is wrong, or if there is no GPU.
+A model of Llama 3.1 8B's shape with random weights, in bfloat16 unless said, is measured through the engine, against a
+copy from device to device and a large matrix product in the same run, and against `transformers` and `peft` with the
+same weights. Each table says what it measures in its file, `gpu_TABLE.py`. A table that fails says so, and the others
+go on; one that does not fit into the rest of `--limit` is left out. Exits with status 1 if a table failed, or something
+is wrong. An aim that is missed is not wrong: the table says it.
 """
 
 from __future__ import annotations
@@ -19,110 +16,186 @@ if not __package__:  # run as a file
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
+import faulthandler
+import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.machine import describe_machine, machine_line
+from benchmarks.gpu_bench import SIZES, Bench
+from benchmarks.machine import Machine, describe_machine, machine_line
+from benchmarks.options import seconds
 from benchmarks.report import Row, print_table, progress, write_json
 
-if TYPE_CHECKING:
-    from benchmarks.gpu_cases import Case
+# Seconds that each should have on an H200, with and without --quick, in the order that they are run in: those that
+# share an engine are neighbours.
+NEEDED = {
+    "decode": (45, 100),
+    "prefill": (10, 15),
+    "predictions": (20, 35),
+    "coserved": (45, 110),
+    "training": (45, 60),
+    "start": (30, 60),
+    "transformers": (45, 130),
+    "kernels": (60, 75),
+}
+_PACKAGES = ("triton", "transformers", "peft")
+_GRACE = 30.0  # seconds after the limit, when something must hang
 
-_COPIED = 1 << 30  # bytes
-_MATMUL = 8192
-_LAUNCHES = 20  # in a graph, at least
+
+@dataclass
+class Results:
+    """What there is so far."""
+
+    machine: Machine
+    tables: dict[str, list[Row]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)  # and why
+    lost: bool = False  # a kernel has broken the process's use of the GPU: nothing more can run in it
+
+    def write(self, file: Path | None, bench: Bench) -> None:
+        if file is not None:
+            rows = [{"table": name, **row} for name, table in self.tables.items() for row in table]
+            more = {"ceilings": asdict(bench.ceilings), "failed": self.failed, "skipped": self.skipped}
+            write_json(file, self.machine, rows, quick=bench.quick, seed=bench.seed, **more)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="check and time the GPU kernels")
-    parser.add_argument("--quick", action="store_true", help="about a minute: shorter timings")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parse(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks.gpu needs a GPU that PyTorch can use (CUDA or ROCm), and there is none here.")
-    from benchmarks.gpu_cases import Shape, all_cases  # needs Triton
-
-    machine = describe_machine() | {"gpu": torch.cuda.get_device_name()}
-    print(f"{machine['gpu']}; {machine_line(machine)}\n")
-    seconds = 0.05 if options.quick else 0.5
-    copied, multiplied = copy_bandwidth(seconds), matmul_rate(seconds)
-    print(f"copy from device to device: {copied / 1e9:.0f} GB/s; bfloat16 product: {multiplied / 1e12:.0f} TFLOP/s\n")
-    with torch.device("cuda"), torch.inference_mode():
-        rows = [measure(case, seconds, copied, multiplied) for case in all_cases(Shape())]
-    print_table(rows)
-    if options.json:
-        write_json(options.json, machine, rows, copy_bytes_per_s=copied, matmul_flops=multiplied)
-    if wrong := wrong_ones(rows):
-        sys.exit(f"wrong: {', '.join(wrong)}")
+    faulthandler.dump_traceback_later(options.limit + _GRACE, exit=True, file=sys.__stderr__)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            failed = run(options, Path(directory))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    if failed:
+        sys.exit(f"failed or wrong: {', '.join(failed)}")
 
 
-def measure(case: Case, seconds: float, copied: float, multiplied: float) -> Row:
-    progress(case.name)
-    checked = check(case)
-    took = time_graph(lambda: [case.launch(i) for i in range(case.copies)], case.copies, seconds)
-    torch.cuda.empty_cache()
-    return {
-        "kernel": case.name,
-        "us": took * 1e6,
-        "GB/s": case.bytes / took / 1e9,
-        "of copy": case.bytes / took / copied,
-        "of matmul": case.flops / took / multiplied if case.flops else None,
-        **checked,
-    }
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a table in half a minute: fewer and shorter runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
+    named = " ".join(NEEDED)
+    parser.add_argument("--tables", nargs="+", choices=NEEDED, default=list(NEEDED), metavar="TABLE", help=named)
+    parser.add_argument("--limit", type=seconds, metavar="S", help="for all tables; default 600, with --quick 200")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; default: $TMPDIR")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the made-up requests and data")
+    parser.add_argument("--shape", choices=SIZES, default="llama-8b", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    options.limit = options.limit or (200.0 if options.quick else 600.0)
+    return options
 
 
-def check(case: Case) -> Row:
-    """Its error, and whether rows are the same alone; None where that is not promised."""
-    return {"error": case.error(), "limit": case.limit, "rows alone": None if case.alone is None else case.alone()}
+def run(options: argparse.Namespace, directory: Path) -> list[str]:
+    """The tables that failed, or in which something is wrong."""
+    scratch = options.scratch or Path(tempfile.gettempdir())
+    bench = Bench(SIZES[options.shape], options.device, options.quick, options.seed, options.limit, directory, scratch)
+    results = Results(describe(options.device))
+    machine = results.machine
+    print(f"{machine['gpu']}, driver {machine['driver']}; {machine_line(machine)}")
+    print(f"{', '.join(f'{name} {machine[name]}' for name in _PACKAGES)}\n\n{bench.ceilings}\n", flush=True)
+    try:
+        for name in NEEDED:
+            if name in options.tables:
+                one_table(name, bench, results)
+                results.write(options.json, bench)
+    finally:
+        if not results.lost:
+            bench.close_engine()
+    for name, why in results.skipped.items():
+        print(f"{name}: left out, {why}")
+    return [*results.failed, *wrong(results), *(results.skipped if results.lost else ())]
 
 
-def wrong_ones(rows: Iterable[Row]) -> list[str]:
-    return [row["kernel"] for row in rows if not row["error"] <= row["limit"] or row["rows alone"] is False]
+def one_table(name: str, bench: Bench, results: Results) -> None:
+    needed = NEEDED[name][not bench.quick]
+    if results.lost:
+        results.skipped[name] = "the GPU failed before; run it again by itself"
+    elif bench.left < needed and bench.device != "cpu":
+        results.skipped[name] = f"{needed} s did not fit into the {bench.left:.0f} s that were left"
+    else:
+        make_table(name, bench, results)
 
 
-def copy_bandwidth(seconds: float) -> float:
-    """Bytes per second, read and written."""
-    source, target = (torch.empty(_COPIED, dtype=torch.uint8, device="cuda") for _ in range(2))
-    return 2 * _COPIED / time_graph(lambda: target.copy_(source), 1, seconds)
+def make_table(name: str, bench: Bench, results: Results) -> None:
+    """Measure and print it; whatever goes wrong is said in its place."""
+    progress(f"{name}:")
+    print(f"## {name}\n")
+    try:
+        rows = import_module(f"benchmarks.gpu_{name}").measure(bench)
+    except Exception as error:
+        traceback.print_exc()
+        results.failed[name] = f"{type(error).__name__}: {error}"
+        results.lost = not gpu_works(bench.device)
+        print(f"failed: {results.failed[name]}\n", flush=True)
+    else:
+        results.tables[name] = rows
+        print_table(rows, columns_of(rows))
+        print(flush=True)
+    if name in results.failed and not results.lost:
+        bench.close_engine()  # the next table gets one that has not failed
 
 
-def matmul_rate(seconds: float) -> float:
-    """FLOP/s in bfloat16."""
-    a, b = (torch.randn(_MATMUL, _MATMUL, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    return 2 * _MATMUL**3 / time_graph(lambda: a @ b, 1, seconds)
+def gpu_works(device: str) -> bool:
+    """After a kernel's illegal access nothing in this process does."""
+    try:
+        torch.ones(1, device=device).tolist()
+    except RuntimeError:
+        return False
+    return True
 
 
-def time_graph(launches: Callable[[], object], number: int, seconds: float) -> float:
-    """Seconds for one of the `number` launches: the fastest of five runs that take together about `seconds`."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        launches()  # compiles
-    torch.cuda.current_stream().wait_stream(stream)
-    repeats = -(-_LAUNCHES // number)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            launches()
-    graph.replay()
-    once = _replayed(graph, 1)
-    replays = max(1, round(seconds / 5 / once))
-    return min(_replayed(graph, replays) for _ in range(5)) / repeats / number
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Of all rows, the aims last."""
+    named = {column: None for row in rows for column in row}
+    return sorted(named, key=lambda column: column in ("aim", "met"))
 
 
-def _replayed(graph: torch.cuda.CUDAGraph, times: int) -> float:
-    """Seconds for one replay."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3 / times
+def wrong(results: Results) -> list[str]:
+    """The names of what is not right, however fast it is."""
+    found = [row["kernel"] for row in results.tables.get("kernels", []) if row["met"] != "yes"]
+    checks = {"transformers": "score of a token, nats", "training": "mean loss", "start": "awake"}
+    for name, check in checks.items():
+        rows = results.tables.get(name, [])
+        found += [f"{name}: {check}" for row in rows if check in row.values() and row.get("met") not in ("yes", None)]
+    return found
+
+
+def describe(device: str) -> Machine:
+    """This machine with its GPU, the GPU's driver, and the versions of what takes part."""
+    gpu, driver = "no GPU", None
+    if device == "cuda":
+        one = torch.cuda.get_device_properties(0)
+        gpu, driver = f"{one.name}, {one.total_memory / 2**30:.0f} GiB", _driver()
+    platform = {"gpu": gpu, "driver": driver, "cuda": torch.version.cuda, "hip": torch.version.hip}
+    return describe_machine() | platform | {name: _version(name) for name in _PACKAGES}
+
+
+def _driver() -> str | None:
+    """Of NVIDIA's GPUs; ROCm's is the system's kernel."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.splitlines()[0].strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.kernels import BLOCK_SIZE, KVCache, LoraLayer, LoraWeights, PagedLayout, reference
-from coserve.kernels.gpu import experts, fp8, lora, products, rope, rows, sampling
+from coserve.kernels.gpu import experts, lora, products, rope, rows, sampling
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.formats import QuantizedRows, dequantize
 from coserve.kernels.quantized import quantize
@@ -65,8 +65,7 @@ def all_cases(shape: Shape) -> Iterator[Case]:
             yield _decode(shape, streams, context, BF16)
     yield _decode(shape, shape.streams[-1], shape.contexts[-1], torch.float8_e4m3fn)
     yield _prefill(shape)
-    yield from _norms(shape, shape.streams[-1])
-    yield from _norms(shape, shape.prompt)
+    yield from (_norm(shape, number) for number in (shape.streams[-1], shape.prompt))
     yield _activation(shape, shape.streams[-1])
     yield _activation(shape, shape.prompt)
     yield _rope(shape, shape.streams[-1])
@@ -168,45 +167,21 @@ def _prefill(s: Shape) -> Case:
     )
 
 
-def _norms(s: Shape, n: int) -> Iterator[Case]:
-    x, weight = _random(n, s.hidden), _random(s.hidden)
-    size, copies = float(x.nbytes), s.copies(2 * x.nbytes)
-    xs, residuals = ([_random(n, s.hidden) for _ in range(copies)] for _ in range(2))
-
-    def wanted(residual: Tensor | None = None) -> Tensor:
-        total = xs[0] if residual is None else xs[0] + residual
-        return reference.rms_norm(total.double(), weight.double(), _EPS)
-
-    def in_int8(copy: int) -> tuple[Tensor, Tensor, Tensor]:
-        return rows.rms_norm_quantized(xs[copy], weight, _EPS, torch.int8, residuals[copy])
-
-    def error_in_int8() -> float:
-        q, scales, _ = in_int8(0)
-        return relative_error(q.double() * scales.double().unsqueeze(1), wanted(residuals[0]))
-
-    def alone() -> bool:
-        return _same(rows.rms_norm(xs[0], weight, _EPS), [(slice(1), rows.rms_norm(xs[0][:1], weight, _EPS))])
-
-    yield Case(
+def _norm(s: Shape, n: int) -> Case:
+    weight, copies = _random(s.hidden), s.copies(4.0 * n * s.hidden)
+    xs = [_random(n, s.hidden) for _ in range(copies)]
+    return Case(
         f"rms_norm, {n} rows",
         lambda i: rows.rms_norm(xs[i], weight, _EPS),
         copies,
-        2 * size,
+        2.0 * xs[0].nbytes,
         0,
-        lambda: relative_error(rows.rms_norm(xs[0], weight, _EPS), wanted()),
+        lambda: relative_error(
+            rows.rms_norm(xs[0], weight, _EPS), reference.rms_norm(xs[0].double(), weight.double(), _EPS)
+        ),
         1e-2,
-        alone,
+        lambda: _same(rows.rms_norm(xs[0], weight, _EPS), [(slice(1), rows.rms_norm(xs[0][:1], weight, _EPS))]),
     )
-    yield Case(
-        f"residual, rms_norm, {n} rows",
-        lambda i: rows.add_rms_norm(xs[i], residuals[i], weight, _EPS),
-        copies,
-        4 * size,
-        0,
-        lambda: relative_error(rows.add_rms_norm(xs[0], residuals[0], weight, _EPS)[0], wanted(residuals[0])),
-        1e-2,
-    )
-    yield Case(f"residual, rms_norm, int8, {n} rows", in_int8, copies, 3.5 * size, 0, error_in_int8, 1e-2)
 
 
 def _activation(s: Shape, n: int) -> Case:
@@ -304,9 +279,9 @@ def _copied(w: QuantizedRows) -> QuantizedRows:
 def _fp8(s: Shape, n: int) -> Case:
     size = 1.0 * s.hidden * s.intermediate
     matrices = [_random(s.intermediate, s.hidden, scale=s.hidden**-0.5) for _ in range(s.copies(size))]
-    weights = [fp8.Fp8Weight.of(matrix) for matrix in matrices]
-    wide = matrices[0].double
-    return _product("fp8 product", s, n, weights, size, fp8.linear, wide, 6e-2, promises_rows=False)
+    weights = [QuantizedRows.in_fp8(matrix) for matrix in matrices]
+    wide, few = matrices[0].double, n <= products.FEW_ROWS
+    return _product("fp8 product", s, n, weights, size, products.product, wide, 6e-2, promises_rows=few)
 
 
 def _lora(s: Shape, n: int, rank: int = 16) -> Case:

@@ -63,12 +63,15 @@ def _memory_gib() -> float | None:
 
 
 def _commit() -> str | None:
-    """Short hash of this checkout, with "+" where tracked files differ from it; None outside a checkout."""
+    """Short hash of this checkout, with "+" where tracked files differ from it.
+
+    Outside a checkout (a copy of one on a lent machine) what COSERVE_COMMIT says, else None.
+    """
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("COSERVE_COMMIT")
 
 
 def _git(*arguments: str) -> str:

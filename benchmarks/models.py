@@ -134,8 +134,13 @@ def _cached(name: str) -> Path:
 
 def write_checkpoint(directory: Path, config: dict[str, Any], seed: int = 0) -> None:
     """A LlamaForCausalLM with random bfloat16 weights, and a byte-level tokenizer."""
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_without_weights(directory, config)
     save_file(dict(_random_weights(config, seed)), directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_without_weights(directory: Path, config: dict[str, Any]) -> None:
+    """`config.json` and a byte-level tokenizer."""
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _byte_tokenizer(config["vocab_size"]).save(str(directory / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": _END, "eos_token": _END}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

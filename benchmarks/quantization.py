@@ -30,8 +30,9 @@ from benchmarks.machine import describe_machine, machine_line
 from benchmarks.models import SMOLLM2_135M, find_models
 from benchmarks.options import benchmark_parser
 from benchmarks.report import Row, print_table, progress, write_json
-from coserve.engine.batch import Batch, Segment
+from coserve.engine.batch import Batch
 from coserve.engine.blocks import blocks_for
+from coserve.engine.segment import Segment
 from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
 from recipes.builtin.conversations import held_out_conversations

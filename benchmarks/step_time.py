@@ -37,7 +37,7 @@ PARTS = {  # what is looked up where it is called
     "products": ("coserve.models.decoder.lora_linear",),
     "output matrix": ("coserve.kernels.linear",),
     "attention": ("coserve.kernels.paged_attention",),
-    "sampling": ("coserve.engine.engine.sample",),
+    "sampling": ("coserve.engine.runner.sample",),
     SMALL: ("coserve.kernels.rms_norm", "coserve.kernels.silu_and_mul", "coserve.kernels.rope_and_store"),
 }
 

@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,7 @@ from benchmarks.models import SMOLLM2_135M, BenchmarkModel, find_models
 from benchmarks.options import benchmark_parser, positive
 from benchmarks.report import Row, medians, paired_ratio, print_table, progress, write_json
 from benchmarks.training_load import TrainingShape, new_trainer
+from coserve.kernels.device import CPU
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
 from coserve.models.dtype import auto_dtype
@@ -59,9 +61,9 @@ class Peer(Protocol):
 
 
 class Ours:
-    def __init__(self, model: BenchmarkModel, shape: TrainingShape):
+    def __init__(self, decoder: Decoder, shape: TrainingShape):
         self.shape = shape
-        self.machine = machine_for(Decoder.from_directory(model.path), shape.step_tokens)
+        self.machine = machine_for(decoder, shape.step_tokens)
 
     def train(self, data: Sequence[TrainSequence], steps: int) -> Run:
         ends: list[float] = []
@@ -82,12 +84,11 @@ class Ours:
 class PeftLoop:
     """What a user writes with `transformers` and `peft`, without a trainer's framework around it."""
 
-    def __init__(self, model: BenchmarkModel, shape: TrainingShape, dtype: torch.dtype, *, checkpointing: bool):
+    def __init__(self, base: Any, shape: TrainingShape, *, checkpointing: bool):
+        """`base`: the `transformers` model, where it is to be trained."""
         import peft
-        import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-        base = transformers.AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, use_cache=False)
+        base.config.use_cache = False
         if checkpointing:
             # The newer name, where there is one.
             getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)()
@@ -116,14 +117,22 @@ class PeftLoop:
     def _batches(self, data: Sequence[TrainSequence]) -> Any:
         size = self.shape.sequences
         for first in itertools.cycle(range(0, len(data), size)):
-            yield torch.tensor([sequence.tokens for sequence in data[first : first + size]])
+            tokens = [sequence.tokens for sequence in data[first : first + size]]
+            yield torch.tensor(tokens, device=self.model.device)
 
 
 def new_peer(name: str, model: BenchmarkModel, shape: TrainingShape) -> Peer:
     if name == OURS:
-        return Ours(model, shape)
-    dtype = auto_dtype(ModelConfig.from_directory(model.path))
-    return PeftLoop(model, shape, dtype, checkpointing=name == PEFT)
+        return Ours(Decoder.from_directory(model.path), shape)
+    dtype = auto_dtype(ModelConfig.from_directory(model.path), CPU)
+    return PeftLoop(load_base(model.path, dtype), shape, checkpointing=name == PEFT)
+
+
+def load_base(path: Path, dtype: torch.dtype) -> Any:
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
 
 
 def measure(

@@ -18,7 +18,7 @@ from typing import Protocol
 from benchmarks.client import Window
 from coserve.engine import Engine
 from coserve.training import Trainer, TrainingConfig, TrainingEvent, TrainSequence
-from coserve.training.slices import Machine
+from coserve.training.passes import Machine
 
 _START_SECONDS, _STOP_SECONDS = 600.0, 60.0  # the longest that a process may take to start, and to stop
 
@@ -110,6 +110,11 @@ class TrainingInEngine:
         self._data = shape.data(engine.model_config.vocab_size, seed)
         self._trainer: Trainer | None = None
 
+    @property
+    def machine(self) -> Machine:
+        engine = self._engine
+        return Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
+
     def warm_up(self) -> None:
         """One optimizer step: the first of a process loads what the later ones find loaded."""
         self.start()
@@ -118,10 +123,9 @@ class TrainingInEngine:
         self.stop()
 
     def start(self) -> None:
-        engine, self.marks = self._engine, Marks()
-        machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
-        self._trainer = new_trainer(machine, self._data, self._config, self.marks.add)
-        engine.attach(self._trainer)
+        self.marks = Marks()
+        self._trainer = new_trainer(self.machine, self._data, self._config, self.marks.add)
+        self._engine.attach(self._trainer)
 
     def stop(self) -> None:
         if self._trainer is not None:

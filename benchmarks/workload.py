@@ -40,22 +40,24 @@ def trace_shapes() -> tuple[Shape, ...]:
         return tuple(Shape(int(row["ContextTokens"]), int(row["GeneratedTokens"])) for row in csv.DictReader(file))
 
 
-def scaled_shapes(context: int) -> list[Shape]:
-    """The trace's lengths over `SCALE`, or over more where the longest would not fit into the context."""
+def scaled_shapes(context: int, scale: float = SCALE) -> list[Shape]:
+    """The trace's lengths over `scale`, or over more where the longest would not fit into the context."""
     shapes = trace_shapes()
     longest = max(shape.prompt + shape.output for shape in shapes)
-    scale = max(SCALE, longest / (context - 3))  # three tokens of room for the rounding up
+    scale = max(scale, longest / (context - 3))  # three tokens of room for the rounding up
     # Two tokens of output at least, so that each request has a time between two tokens.
     return [Shape(max(1, round(s.prompt / scale)), max(2, round(s.output / scale))) for s in shapes]
 
 
-def endless_requests(model: str, vocabulary: int, context: int, seed: int) -> Iterator[Request]:
-    """Greedy requests of random tokens for a model; the same seed gives the same sequence."""
-    rng, shapes = random.Random(f"requests {seed}"), scaled_shapes(context)
+def endless_requests(
+    model: str, vocabulary: int, context: int, seed: int, scale: float = SCALE, temperature: float = 0
+) -> Iterator[Request]:
+    """Requests of random tokens for a model, greedy ones unless told; the same seed gives the same sequence."""
+    rng, shapes = random.Random(f"requests {seed}"), scaled_shapes(context, scale)
     while True:
         shape = rng.choice(shapes)
         prompt = tuple(rng.randrange(_FIRST_PLAIN_TOKEN, vocabulary) for _ in range(shape.prompt))
-        yield Request(prompt, SamplingParams(max_tokens=shape.output, temperature=0, ignore_eos=True), model)
+        yield Request(prompt, SamplingParams(max_tokens=shape.output, temperature=temperature, ignore_eos=True), model)
 
 
 def poisson_arrivals(requests: Iterator[Request], rate: float, seed: int) -> Iterator[Arrival]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coserve.engine.predictor import Load
+from coserve.engine.load import Load
 from coserve.engine.protection import Protection
 from tests.engine.scheduling import active, new_scheduler, step
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from coserve.engine.batch import Batch, Segment
+from coserve.engine.batch import Batch
 from coserve.engine.blocks import blocks_for
+from coserve.engine.segment import Segment
 from coserve.kernels.native import library
 from coserve.models.decoder import Decoder
 from tests.tiny import tiny_checkpoint

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from coserve.engine.batch import Batch, Segment
+from coserve.engine.batch import Batch
+from coserve.engine.segment import Segment
 from coserve.errors import InvalidRequest
 from coserve.kernels.quantized import QuantizedWeight, dequantize, quantize
 from coserve.models import loading

@@ -20,7 +20,8 @@ from coserve.training.config import LoraConfig, TrainingConfig
 from coserve.training.data import TrainSequence
 from coserve.training.lora import LoraAdapter
 from coserve.training.microbatch import MicroBatch, group_by_tokens
-from coserve.training.slices import Machine, Pass, Workspace
+from coserve.training.passes import Machine
+from coserve.training.slices import Pass, Workspace
 from coserve.training.trainer import full_parameters
 from tests.tiny import tiny_checkpoint
 

@@ -14,6 +14,7 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from coserve.engine import Engine, EngineConfig, SamplingParams
+from coserve.engine.clock import Readback
 from coserve.errors import DataError, InvalidRequest
 from coserve.models.decoder import Decoder
 from coserve.training import JobSpec, LoraConfig, Trainer, TrainingConfig, TrainingJob
@@ -106,6 +107,40 @@ def test_a_run_that_was_cut_off_goes_on_exactly(checkpoint, tmp_path):
     assert torch.allclose(torch.tensor(losses(second)), torch.tensor(losses(whole)), rtol=1e-5)
     for name, master in whole.parameters.masters.items():
         assert torch.allclose(master, second.parameters.masters[name], rtol=1e-4, atol=1e-6)
+
+
+class LateNumbers(Readback):
+    """As from a GPU that is some slices behind."""
+
+    asked = 0
+
+    def ready(self) -> bool:
+        self.asked += 1
+        return self.asked > 20
+
+    def values(self) -> list[float]:
+        self.asked = 21
+        return super().values()
+
+
+def test_numbers_that_come_late_are_told_in_order_and_before_a_checkpoint(checkpoint, tmp_path, monkeypatch):
+    config = TrainingConfig(lora=LoraConfig(r=4), n_epochs=8, batch_size=2, checkpoint_every=5)
+    wanted = new_trainer(checkpoint, tmp_path / "at once", config)
+    wanted.run()
+    monkeypatch.setattr("coserve.training.trainer.Readback", LateNumbers)
+    told = []
+    ours = new_trainer(
+        checkpoint, tmp_path / "late", config, on_event=lambda event: told.append((event.kind, event.step))
+    )
+    behind = 0
+    while (piece := ours.next_slice(math.inf)) is not None:
+        piece.run()
+        behind = max(behind, len(ours._launched))
+    steps = [step for kind, step in told if kind == "metrics"]
+    assert behind >= 1 and steps == list(range(1, 17)) and losses(ours) == losses(wanted)
+    for step in (5, 10, 15):
+        assert told.index(("metrics", step)) < told.index(("checkpoint", step))
+    assert told[-1] == ("finished", 16)
 
 
 def test_full_training_lowers_the_loss_and_saves_what_transformers_loads(checkpoint, tmp_path):

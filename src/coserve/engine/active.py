@@ -53,8 +53,11 @@ class ActiveRequest:
         self.prompt_tokens = len(request.prompt)
         self.computed = 0
         self.blocks: list[int] = []
+        self.drops = 0  # how often its blocks were taken away
         self.output_counts: Counter[int] = Counter()
-        self.random = random.Random(request.params.seed)
+        self.careful = False  # its tokens may need more of the logits than a GPU looks at: no step goes ahead of them
+        self._random = random.Random(request.params.seed)
+        self._drawn: list[float] = []
         self.last_token: float | None = None  # when the last token was emitted
 
     @property
@@ -77,6 +80,12 @@ class ActiveRequest:
 
     def itl_goal(self, config: EngineConfig) -> float:
         return self.request.itl_goal or config.itl_goal
+
+    def draw(self, index: int) -> float:
+        """The random number from [0, 1) that chooses completion token `index`: the same whenever it is asked for."""
+        while len(self._drawn) <= index:
+            self._drawn.append(self._random.random())
+        return self._drawn[index]
 
     def append(self, token: int) -> str | None:
         """Take a sampled token; returns the finish reason that follows from the token itself, if any."""

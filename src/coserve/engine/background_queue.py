@@ -1,43 +1,104 @@
-"""The queue of background work: the first one's slices run in the slack, and trouble of its own ends nothing else."""
+"""The queue of background work: the first one's slices run in the slack, and trouble of its own ends nothing else.
+
+On a GPU a slice is launched and runs later. Where, is the queue's mode:
+
+    "between"  on the stream of the engine's steps, between two of them: a step behind a slice waits for it
+    "beside"   on a stream of its own, of lower priority than the steps': both run at a time and share the chip
+
+Who may touch what, so that two streams never race:
+
+- A work's methods are called within its own stream; all that it makes is made, used and freed there. What was made
+  before it was attached is complete by then: a work waits for the device before it is handed over.
+- Weights of the model are read by both streams and written by neither, while the engine runs.
+- A ride is computed by a step. So a step with a ride in it waits for the slices before it (`ride` makes the engine's
+  stream wait), which may update the weights that the ride reads; slices behind it wait for the step (`rode`), which
+  keeps the inputs that they read.
+- What leaves a work (metrics, checkpoints, an adapter) is read after an event behind its last write, by a thread that
+  waits for that event; an adapter is served from its file.
+- A slice in flight holds its work: nothing is freed before the slice is done, even if the work has been cancelled.
+"""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
+
+import torch
 
 from coserve.engine.background import BackgroundWork, Slice
 from coserve.engine.batch import Ride
+from coserve.engine.clock import Clock, CpuClock, GpuClock, Timing
+from coserve.engine.config import Slices
 from coserve.errors import CoserveError
 from coserve.roofline import Estimator
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_LEAST = 1e-9  # seconds that a slice counts for at least, whatever others took less than was thought
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A slice that was launched, and what it was thought to take."""
+
+    piece: Slice
+    predicted: float
+    timing: Timing
+
 
 class BackgroundQueue:
     """Works run one at a time, in order. One that is finished or fails leaves. For the engine's thread alone."""
 
-    def __init__(self, estimator: Estimator):
+    def __init__(self, estimator: Estimator, clock: Clock | None = None):
         self._estimator = estimator
+        self._clock = clock or CpuClock()
         self._works: deque[BackgroundWork] = deque()
         self._smallest: float | None = None
+        self._flights: deque[_Flight] = deque()
+        self._owed = 0.0  # seconds that finished slices took more than `run` has said
+
+    @classmethod
+    def on(cls, device: torch.device, estimator: Estimator, slices: Slices = "between") -> BackgroundQueue:
+        """The queue for work on a device."""
+        if device.type == "cpu":
+            return cls(estimator)
+        return cls(estimator, GpuClock(torch.cuda.Stream(device) if slices == "beside" else None))
 
     def __bool__(self) -> bool:
-        return bool(self._works)
+        return bool(self._works or self._flights)
+
+    @property
+    def beside(self) -> bool:
+        """Whether slices have a stream of their own, and run while steps do."""
+        return self._own_stream() is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether as many slices are in flight as may be: `run` would wait for the oldest."""
+        self._read_finished()
+        return len(self._flights) >= self._clock.in_flight
 
     def add(self, work: BackgroundWork) -> None:
         self._works.append(work)
 
     def ride(self, max_rows: int) -> Ride | None:
         """At most `max_rows` tokens that could go along in the next batch."""
-        return self._guard(lambda work: work.ride(max_rows)) if max_rows else None
+        ride = self._guard(lambda work: work.ride(max_rows)) if max_rows else None
+        stream = self._own_stream()
+        if ride is not None and stream is not None:
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        return ride
 
     def rode(self, ride: Ride) -> None:
-        """The batch with these tokens in it has been computed."""
+        """The batch with these tokens in it has been computed, or launched."""
         self._smallest = None
+        stream = self._own_stream()
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(stream.device))
         self._guard(lambda _: ride.done())
 
     def smallest(self) -> float | None:
@@ -51,16 +112,46 @@ class BackgroundQueue:
         return self._smallest
 
     def run(self, seconds: float, *, at_least_one: bool = False) -> float:
-        """Run the next slice if it should fit into `seconds`; returns what it took, 0 if none ran."""
+        """Run (on a GPU, launch) the next slice if it should fit into `seconds`; returns what it took, 0 if none ran.
+
+        Of one that is still in flight that is a prediction, put right in what later calls return. Waits for the oldest
+        slice if too many are in flight.
+        """
         self._smallest = None
+        while self.full:
+            self._land()
         piece = self._guard(lambda work: work.next_slice(seconds))
-        if piece is None or not (at_least_one or self._seconds(piece) <= seconds):
+        if piece is None:
             return 0.0
-        started = time.perf_counter()
-        self._guard(lambda _: piece.run())
-        took = time.perf_counter() - started
-        self._estimator.observe(piece.kind, piece.rows, piece.work, took)
+        predicted = self._seconds(piece)
+        if not (at_least_one or predicted <= seconds):
+            return 0.0
+        with self._clock.place():
+            timing = self._clock.time(lambda: self._guard(lambda _: piece.run()))
+        self._flights.append(_Flight(piece, predicted, timing))
+        self._read_finished()
+        took = max(_LEAST, predicted + self._owed)
+        self._owed += predicted - took
         return took
+
+    def wait(self) -> None:
+        """Until no slice is in flight."""
+        while self._flights:
+            self._land()
+
+    def _read_finished(self) -> None:
+        while self._flights and self._flights[0].timing.done():
+            self._land()
+
+    def _land(self) -> None:
+        """Wait for the oldest slice, and learn from what it took."""
+        flight = self._flights.popleft()
+        took, piece = flight.timing.seconds(), flight.piece
+        self._estimator.observe(piece.kind, piece.rows, piece.work, took)
+        self._owed += took - flight.predicted
+
+    def _own_stream(self) -> torch.cuda.Stream | None:
+        return self._clock.stream if isinstance(self._clock, GpuClock) else None
 
     def _seconds(self, piece: Slice) -> float:
         return self._estimator.seconds(piece.kind, piece.rows, piece.work)
@@ -73,7 +164,8 @@ class BackgroundQueue:
             return None
         work = self._works[0]
         try:
-            return use(work)
+            with self._clock.place():
+                return use(work)
         except Exception as error:
             if not isinstance(error, CoserveError):
                 log.exception("background work failed")

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from coserve.kernels import LoraLayer, PagedLayout
+from coserve.engine.load import Load
+from coserve.engine.segment import Segment
+from coserve.kernels import PagedLayout
 from coserve.models.decoder import AdapterRows
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive tokens of one sequence in a batch."""
-
-    kind: Literal["decode", "prefill", "train"]
-    tokens: Sequence[int]
-    start: int  # position of the first token in its sequence
-    blocks: Sequence[int]  # the sequence's blocks in the KV cache
-    adapter: Sequence[LoraLayer] | None = None  # its layers; None = the base model
-    sample: bool = False  # whether the last token's logits are wanted
 
 
 @dataclass(frozen=True)
@@ -37,6 +26,11 @@ class Ride:
     @property
     def rows(self) -> int:
         return sum(len(s.tokens) for s in self.segments)
+
+    def keep_of(self, rows: int) -> Callable[[int, Tensor], None]:
+        """`keep` for the layer inputs of a whole batch of `rows`, of which these tokens are the last."""
+        first = rows - self.rows
+        return lambda layer, x: self.keep(layer, x[first:])
 
 
 @dataclass(frozen=True)
@@ -54,6 +48,18 @@ class Batch:
     @property
     def rows(self) -> int:
         return self.token_ids.shape[0]
+
+    @property
+    def load(self) -> Load:
+        return Load(self.rows, self.pairs, self.context, self.logit_rows.shape[0])
+
+    def to(self, device: torch.device | str) -> Batch:
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            layout=self.layout.to(device),
+            logit_rows=self.logit_rows.to(device),
+        )
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> Batch:

@@ -8,6 +8,7 @@ from typing import Literal
 from coserve.errors import InvalidRequest
 
 Protect = float | Literal["goals"]
+Slices = Literal["between", "beside"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class EngineConfig:
     itl_goal: float = 0.1  # seconds; while others wait for their next token, prompts are cut to keep to it
     aging_seconds: float = 30.0  # a priority passed over for so long rises by one
     train_tokens: int = 4096  # the largest micro-batch that background work may hold
+    slices: Slices = "between"  # on a GPU, slices of background work run between two steps, or beside them
 
     def __post_init__(self) -> None:
         if self.protect != "goals" and not (isinstance(self.protect, (int, float)) and self.protect >= 1):
@@ -37,5 +39,7 @@ class EngineConfig:
         for name in ("max_num_seqs", "max_batch_tokens", "max_waiting", "train_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least 1.", param=name)
+        if self.slices not in ("between", "beside"):
+            raise InvalidRequest(f"slices is {self.slices!r}; it must be 'between' or 'beside'.", param="slices")
         if not self.aging_seconds > 0:
             raise InvalidRequest(f"aging_seconds is {self.aging_seconds!r}; it must be above 0.", param="aging_seconds")

@@ -18,7 +18,7 @@ import torch
 from coserve.engine.active import ActiveRequest, Sampled
 from coserve.engine.background import BackgroundWork
 from coserve.engine.background_queue import BackgroundQueue
-from coserve.engine.batch import Batch, Ride, Segment
+from coserve.engine.batch import Ride
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.cache_size import cache_tokens
 from coserve.engine.config import EngineConfig
@@ -27,9 +27,10 @@ from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
 from coserve.engine.protection import Protection
 from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
-from coserve.engine.sampler import sample
+from coserve.engine.runner import Flight, make_runner
 from coserve.engine.scheduler import Scheduler
 from coserve.engine.search import largest
+from coserve.engine.segment import Segment
 from coserve.engine.slack import SlackAccount
 from coserve.engine.stats import Counters, EngineStats
 from coserve.errors import (
@@ -59,7 +60,6 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
-_WARM_UP_SECONDS = 0.5
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -88,10 +88,18 @@ class Engine:
         self._predictor = Predictor(self.cost, self.estimator)
         serving = blocks_for(cache_tokens(decoder, self.config))
         training = blocks_for(self.config.train_tokens)
-        self.cache = decoder.new_cache(serving + training)
+        self.cache = decoder.new_cache(serving + training + 1)
+        self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
         self.train_blocks = list(range(serving, serving + training))
         self.scheduler = Scheduler(self.config, BlockPool(serving))
         self.max_context = min(decoder.max_positions, serving * BLOCK_SIZE)
+        self._runner = make_runner(
+            decoder,
+            self.cache,
+            rows=self.config.max_num_seqs,
+            blocks=blocks_for(self.max_context),
+            scratch=serving + training,
+        )
         factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
         self._slack = SlackAccount(factor)
         self._protection = Protection(self.config, self._predictor)
@@ -99,7 +107,7 @@ class Engine:
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background = BackgroundQueue(self.estimator)
+        self._background = BackgroundQueue.on(decoder.device, self.estimator, self.config.slices)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()
@@ -367,12 +375,13 @@ class Engine:
                 self._expire()
                 if self.asleep:
                     self._wait()
-                elif self.scheduler.has_work:
+                elif self._flight is not None or self.scheduler.has_work:
                     self.step()
                 elif not self._run_idle_slice():
                     self._wait()
             except Exception as error:
                 log.exception("a step failed; all requests end with an error")
+                self._flight = None
                 self._fail_all(error)
         self._read_inbox()  # nobody shall wait for an answer
         for request in list(self._requests.values()):
@@ -380,12 +389,33 @@ class Engine:
 
     def step(self) -> None:
         """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
+        flight = self._flight or self._launch()
+        self._flight = self._launch_ahead(flight)
+        self._land(flight)
+
+    def _launch(self) -> Flight:
         plan = self._plan(time.perf_counter())
+        return self._runner.launch(plan, self._ride(plan))
+
+    def _launch_ahead(self, flight: Flight) -> Flight | None:
+        """The next step too, if it will be the same again, and nobody has come who should be in it."""
+        if not self._inbox.empty() or not self._runner.goes_ahead(flight.plan):
+            return None
+        plan = self.scheduler.plan_ahead(flight.plan, time.perf_counter())
+        if plan is None:
+            return None
+        plan.alone = self._predictor.seconds(plan.segments())
+        return self._runner.launch_ahead(plan)
+
+    def _land(self, flight: Flight) -> None:
+        landed = flight.land()
+        if flight.ride is not None:
+            self._background.rode(flight.ride)
+        plan = flight.plan
         whole = plan.alone + plan.grown
-        ride = self._ride(plan)
-        seconds, sampled = self._run(plan, ride, whole)
-        self._settle(plan, sampled)
-        self._use_slack(plan, min(whole, seconds))
+        self._account(flight, whole, landed.seconds)
+        self._settle(plan, landed.sampled)
+        self._use_slack(plan, min(whole, landed.seconds))
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
@@ -421,52 +451,36 @@ class Engine:
         highest = max((r.priority for r in foremost), default=0)
         return any(p > highest and now - seen < _EXPECTED_SECONDS for p, seen in self._last_seen.items())
 
-    def _run(self, plan: Plan, ride: Ride | None, whole: float) -> tuple[float, list[Sampled]]:
-        """The pass and the sampling; returns the seconds they took and a token for each segment that asked."""
-        started = time.perf_counter()
-        batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
-        with torch.inference_mode():
-            hidden = self._forward(batch, ride)
-            asking = [request for request, segment in plan.chosen if segment.sample]
-            sampled = sample(self.decoder.logits(hidden[batch.logit_rows]), asking) if asking else []
-        if ride is not None:
-            self._background.rode(ride)
-        seconds = time.perf_counter() - started
-        self._account(batch, ride, whole, seconds)
-        return seconds, sampled
-
-    def _forward(self, batch: Batch, ride: Ride | None) -> torch.Tensor:
-        keep = None
-        if ride is not None:
-            first, give = batch.rows - ride.rows, ride.keep
-
-            def keep(layer: int, x: torch.Tensor) -> None:
-                give(layer, x[first:])
-
-        return self.decoder.forward(batch.token_ids, batch.layout, self.cache, batch.adapters, keep)
-
-    def _account(self, batch: Batch, ride: Ride | None, whole: float, seconds: float) -> None:
+    def _account(self, flight: Flight, whole: float, seconds: float) -> None:
         """Compare with the prediction, and book the time to inference (predicted: `whole`) and to training."""
-        c = self._counters
-        c.predicted, c.measured = self._predictor.batch_seconds(batch), seconds
-        self._predictor.observe(batch, seconds)
+        c, load, riding = self._counters, flight.load, flight.ride is not None
+        c.predicted, c.measured = self._predictor.step_seconds(load, riding=riding), seconds
+        self._predictor.observe(load, seconds, riding=riding)
         c.steps += 1
-        if all(segment.kind == "decode" for segment in batch.segments):
-            c.mbu += 0.05 * (self._predictor.mbu(batch, seconds) - c.mbu)
-        extra = seconds * max(0.0, 1 - whole / c.predicted) if ride is not None else 0.0
+        if not riding and all(segment.kind == "decode" for segment in flight.plan.segments()):
+            c.mbu += 0.05 * (self._predictor.mbu(load, seconds) - c.mbu)
+        extra = seconds * max(0.0, 1 - whole / c.predicted) if riding else 0.0
         self._slack.spend(extra)
         c.training_seconds += extra
         c.inference_seconds += seconds - extra
 
-    def _settle(self, plan: Plan, sampled: Sequence[Sampled]) -> None:
-        """Move every request on by what was computed and chosen, and tell the callers."""
+    def _settle(self, plan: Plan, sampled: Sequence[Sampled | None]) -> None:
+        """Move every request on by what was computed and chosen, and tell the callers.
+
+        One that ended, or did not get its token, while a step ahead was on its way stays where it was.
+        """
         now, tokens = time.perf_counter(), iter(sampled)
         for request, segment in plan.chosen:
+            token = next(tokens) if segment.sample else None
+            if request.request.id not in self._requests or segment.start != request.computed:
+                continue
+            if segment.sample and token is None:
+                continue
             request.computed += len(segment.tokens)
             if segment.kind == "prefill":
                 self._counters.prompt_tokens += len(segment.tokens)
-            if segment.sample:
-                self._emit(request, next(tokens), now)
+            if token is not None:
+                self._emit(request, token, now)
 
     def _emit(self, request: ActiveRequest, sampled: Sampled, now: float) -> None:
         reason = request.append(sampled.token_id)
@@ -525,7 +539,7 @@ class Engine:
 
         Prompts leave none, as they wait for arithmetic; nor do lower priorities that got less than they could use.
         """
-        if not self._background or self.scheduler.backlog or plan.short:
+        if not self._runner.takes_rides or not self._background or self.scheduler.backlog or plan.short:
             return None
         segments, whole = plan.segments(), plan.alone + plan.grown
         budget = whole + self._allowance(plan, whole)
@@ -693,7 +707,9 @@ class Engine:
     def _fall_asleep(self) -> int:
         if self._offloaded is not None or self._stopping:
             return 0
-        self._forget_captured_steps()
+        self._land_all()
+        self._runner.forget()
+        self._background.wait()
         device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
         if is_gpu(device):
             self._offloaded = offload(weights, self.cache, blocks, device)
@@ -711,22 +727,14 @@ class Engine:
         requests = [block for request in self._requests.values() for block in request.blocks]
         return [*requests, *(self.train_blocks if self._background else ())]
 
-    def _forget_captured_steps(self) -> None:
-        """Before memory moves: finish what the GPU is at, and drop what knows the addresses of weights and cache
-        (captured graphs), to be made again when it is next needed."""
+    def _land_all(self) -> None:
+        """No step is on its way."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._land(flight)
 
     # ---- start ------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        """A few passes over made-up tokens, so that the first requests meet a calibrated estimator and warm code."""
-        begun = time.perf_counter()
-        for rows in (1, 1, 1, 4, 4, 16, 16, 64, 64):
-            if time.perf_counter() - begun > _WARM_UP_SECONDS:
-                return  # a large model's first request is its own warm-up, rather than waiting for one
-            rows = min(rows, self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
-            batch = Batch.of([Segment("prefill", [0] * rows, 0, self.train_blocks, sample=True)])
-            started = time.perf_counter()
-            with torch.inference_mode():
-                hidden = self.decoder.forward(batch.token_ids, batch.layout, self.cache)
-                self.decoder.logits(hidden[batch.logit_rows]).argmax(-1).tolist()
-            self._predictor.observe(batch, time.perf_counter() - started)
+        most = min(self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
+        self._runner.warm_up(self.train_blocks, most, self._predictor.observe)

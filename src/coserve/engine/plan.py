@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from coserve.engine.active import ActiveRequest
-from coserve.engine.batch import Segment
+from coserve.engine.segment import Segment
 
 
 @dataclass
@@ -23,6 +23,10 @@ class Plan:
 
     def segments(self) -> list[Segment]:
         return [segment for _, segment in self.chosen]
+
+    def asking(self) -> list[ActiveRequest]:
+        """Those who get a token, in the segments' order."""
+        return [request for request, segment in self.chosen if segment.sample]
 
     def arrange(self) -> None:
         """Put segments of one adapter side by side."""

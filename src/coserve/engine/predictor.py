@@ -5,36 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from coserve.engine.batch import Batch, Segment
+from coserve.engine.load import Load
+from coserve.engine.segment import Segment
 from coserve.models.cost import ModelCost
 from coserve.roofline import Estimator, Work
 
 # The estimator's names for a forward pass, and for one with train tokens in it: their adapter costs extra.
 STEP, RIDE = "step", "step with train tokens"
-
-
-@dataclass(frozen=True)
-class Load:
-    """What the cost of a pass depends on."""
-
-    rows: int = 0
-    pairs: int = 0  # of query and key in attention
-    context: int = 0  # cached tokens that attention reads
-    sampled: int = 0
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Load:
-        return cls(
-            sum(len(s.tokens) for s in segments),
-            sum(len(s.tokens) * (s.start + len(s.tokens)) for s in segments),
-            sum(s.start + len(s.tokens) for s in segments),
-            sum(s.sample for s in segments),
-        )
-
-    def plus(self, start: int, length: int, *, sample: bool) -> Load:
-        """With a segment more."""
-        end = start + length
-        return Load(self.rows + length, self.pairs + length * end, self.context + end, self.sampled + sample)
 
 
 @dataclass(frozen=True)
@@ -57,18 +34,19 @@ class Predictor:
         """A pass over `rows` rows, in which so many requests decode with `context` cached tokens together."""
         return self.estimator.seconds(STEP, rows, self.cost.forward(rows, context, context, requests))
 
-    def work(self, batch: Batch) -> Work:
-        return self.cost.forward(batch.rows, batch.pairs, batch.context, len(batch.logit_rows))
+    def work(self, load: Load) -> Work:
+        return self.cost.forward(load.rows, load.pairs, load.context, load.sampled)
 
-    def batch_seconds(self, batch: Batch) -> float:
-        return self.estimator.seconds(_kind(batch), batch.rows, self.work(batch))
+    def step_seconds(self, load: Load, *, riding: bool = False) -> float:
+        """A pass with exactly this load; `riding`: there are train tokens in it."""
+        return self.estimator.seconds(_kind(riding), load.rows, self.work(load))
 
-    def observe(self, batch: Batch, seconds: float) -> None:
-        """Learn from what a batch took."""
-        self.estimator.observe(_kind(batch), batch.rows, self.work(batch), seconds)
+    def observe(self, load: Load, seconds: float, *, riding: bool = False) -> None:
+        """Learn from what a pass took."""
+        self.estimator.observe(_kind(riding), load.rows, self.work(load), seconds)
 
-    def mbu(self, batch: Batch, seconds: float) -> float:
-        return self.estimator.roofline.mbu(self.work(batch), seconds)
+    def mbu(self, load: Load, seconds: float) -> float:
+        return self.estimator.roofline.mbu(self.work(load), seconds)
 
     @property
     def median_error(self) -> float:
@@ -77,5 +55,5 @@ class Predictor:
         return steps.median_error if steps else 0.0
 
 
-def _kind(batch: Batch) -> str:
-    return RIDE if batch.segments[-1].kind == "train" else STEP
+def _kind(riding: bool) -> str:
+    return RIDE if riding else STEP

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from coserve.engine.active import ActiveRequest
 from coserve.engine.config import EngineConfig
+from coserve.engine.load import Load
 from coserve.engine.plan import Plan
-from coserve.engine.predictor import Load, Predictor
+from coserve.engine.predictor import Predictor
 from coserve.engine.search import largest
 
 

@@ -14,9 +14,14 @@ _CANDIDATES = 256  # sorted first; the whole vocabulary only where these are too
 
 def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Sampled]:
     """logits [requests, vocab] in any float format -> one token for each request."""
-    if all(r.params.greedy and not _shapes_logits(r) and r.params.logprobs is None for r in requests):
+    if all(r.params.greedy and not needs_logits(r) for r in requests):
         return [Sampled(token) for token in logits.argmax(-1).tolist()]
-    return [_sample_row(row, request) for row, request in zip(logits.float(), requests, strict=True)]
+    return [sample_row(row, request) for row, request in zip(logits.float(), requests, strict=True)]
+
+
+def needs_logits(request: ActiveRequest) -> bool:
+    """Whether more is asked for than a token drawn by temperature, top_k, top_p and min_p."""
+    return _shapes_logits(request) or request.params.logprobs is not None
 
 
 def _shapes_logits(request: ActiveRequest) -> bool:
@@ -24,7 +29,8 @@ def _shapes_logits(request: ActiveRequest) -> bool:
     return bool(p.logit_bias or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0)
 
 
-def _sample_row(logits: Tensor, request: ActiveRequest) -> Sampled:
+def sample_row(logits: Tensor, request: ActiveRequest) -> Sampled:
+    """logits float32 [vocab] on the CPU."""
     shaped = _shape(logits, request) if _shapes_logits(request) else logits
     if request.params.greedy:
         token = int(shaped.argmax())
@@ -63,7 +69,7 @@ def _draw(logits: Tensor, request: ActiveRequest) -> int:
     else:
         probs, ids = _candidates(probs, top_k, p.top_p, p.min_p)
     cumulative = probs.double().cumsum(-1)
-    drawn = int(torch.searchsorted(cumulative, request.random.random() * cumulative[-1]))
+    drawn = int(torch.searchsorted(cumulative, request.draw(request.completion_tokens) * cumulative[-1]))
     drawn = min(drawn, probs.shape[0] - 1)
     return int(ids[drawn]) if ids is not None else drawn
 

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from coserve.engine.active import ActiveRequest
-from coserve.engine.batch import Segment
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.config import EngineConfig
 from coserve.engine.fairness import TokenCounters
 from coserve.engine.plan import Plan
+from coserve.engine.segment import UNKNOWN, Segment
 from coserve.engine.waiting import WaitingQueue
 
 
@@ -92,6 +92,32 @@ class Scheduler:
             budget -= length
         plan.lower = self._lower(foremost, now)
         return plan
+
+    def plan_ahead(self, plan: Plan, now: float) -> Plan | None:
+        """The step after `plan`, of whose tokens none is known yet: all who decode go on, and take their blocks.
+
+        None where it would be another one: somebody waits, is of lower priority or not among them, has to repeat a
+        token, or a block lacks.
+        """
+        running = set(map(id, self.running))
+        going_on = [(r, s) for r, s in plan.chosen if id(r) in running]
+        if len(self.waiting) or plan.lower or len(going_on) < len(running):
+            return None
+        if any(s.start != r.computed for r, s in going_on):
+            return None
+        going_on = [(r, s) for r, s in going_on if r.completion_tokens + 1 < r.max_tokens]
+        growing = [r for r, s in going_on if len(r.blocks) < blocks_for(s.start + 2)]
+        if not going_on or len(growing) > self.pool.free:
+            return None
+        for request in growing:
+            request.blocks += self.pool.take(1) or []
+        ahead = Plan()
+        for request, segment in going_on:
+            self._charge(request, 1)
+            request.last_turn = now
+            following = Segment("decode", UNKNOWN, segment.start + 1, request.blocks, request.adapter, sample=True)
+            ahead.chosen.append((request, following))
+        return ahead
 
     def take(self, plan: Plan, request: ActiveRequest, length: int, now: float) -> None:
         """Put so many of a request's next tokens into the plan, and charge its share for the token it will get."""
@@ -200,7 +226,7 @@ class Scheduler:
         """Take the blocks of one that is parked."""
         self.parked.remove(request)
         self.pool.give_back(request.blocks)
-        request.computed = 0
+        request.computed, request.drops = 0, request.drops + 1
         self.preemptions += 1
 
     def _preempt(self, request: ActiveRequest) -> None:

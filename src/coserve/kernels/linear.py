@@ -10,27 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.kernels import quantized, reference
-from coserve.kernels.gpu import formats, kernels_for, on_gpu
+from coserve.kernels.gpu import kernels_for, on_gpu
 from coserve.kernels.gpu.formats import QuantizedRows
 from coserve.kernels.native import kernel, library, multiplies_bfloat16, pointer
 from coserve.kernels.quantized import QuantizedWeight
 
-Weight = Tensor | QuantizedWeight | QuantizedRows  # a matrix [out, in]; the last on a GPU
+Weight = Tensor | QuantizedWeight | QuantizedRows  # a matrix [out, in]; packed for a CPU, or for a GPU
 
 # From so many rows on, BLAS on widened weights is worth the widening. For training alone: its order of summation is
 # another one, and may depend on the number of rows.
 _MANY_ROWS = 256
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
-    """x [rows, in] @ weight [out, in].T + bias [out]. Differentiable.
+def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """residual [rows, out] + x [rows, in] @ weight [out, in].T + bias [out]. Differentiable.
 
     Float32 rows may meet bfloat16 or quantised weights: those are widened on their way into the product. Without
     gradients, a row's result does not depend on how many rows there are.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or _trains(weight)):
-        return _Linear.apply(x, weight, bias, True, None, ())
-    return _product(x, weight, bias)
+    inputs = (x, weight, bias, residual)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
+        return _added(residual, _Linear.apply(x, weight, bias, True, None, ()))
+    return _product(x, weight, bias, residual)
 
 
 @dataclass(frozen=True)
@@ -80,20 +81,23 @@ def lora_linear(
     parts: Parts,
     loras: Sequence[LoraRows],
     *,
+    residual: Tensor | None = None,
     exact: bool = True,
     gradient_only: bool = False,
 ) -> Tensor:
-    """A linear layer of one or more modules side by side, with adapters on some of its rows.
+    """A linear layer of one or more modules side by side, with adapters on some of its rows; `residual` is added.
 
     `exact`: a row's result does not depend on how many rows there are. Otherwise, and where gradients are enabled, the
     faster of two products is taken; then there must be one adapter on all rows, or none. `gradient_only`: nobody reads
-    the output, only what flows back through it; it is zero.
+    the output, only what flows back through it; without the residual it is zero.
     """
     if torch.is_grad_enabled() or not exact:
         layer = _adapter_of_all(loras, x.shape[0])
         adapted = [part for part in parts if layer is not None and part[0] in layer.modules]
         leaves = [t for name, _, _ in adapted for t in (layer.modules[name].a, layer.modules[name].b)]  # type: ignore[union-attr]
-        return _Linear.apply(x, weight, bias, not gradient_only, layer, adapted, *leaves)
+        return _added(residual, _Linear.apply(x, weight, bias, not gradient_only, layer, adapted, *leaves))
+    if not loras:
+        return _product(x, weight, bias, residual)
     y = _product(x, weight, bias)
     for rows in loras:
         inputs = x[rows.start : rows.end]
@@ -101,7 +105,11 @@ def lora_linear(
             delta = rows.layer.delta(name, inputs)
             if delta is not None:
                 y[rows.start : rows.end, first:last] += delta
-    return y
+    return _added(residual, y)
+
+
+def _added(residual: Tensor | None, y: Tensor) -> Tensor:
+    return y if residual is None else residual + y
 
 
 def _adapter_of_all(loras: Sequence[LoraRows], rows: int) -> LoraLayer | None:
@@ -136,12 +144,11 @@ class _Linear(torch.autograd.Function):
             y = x.new_zeros(1).expand(x.shape[0], weight.shape[0])
         else:
             y = _fastest_product(x, wide, bias)
-        reduced = []
-        for (name, first, last), a, b in zip(adapted, leaves[::2], leaves[1::2], strict=True):
-            assert layer is not None
-            reduced.append(layer.dropped(name, x) @ a.t())
-            if wanted:
-                y[:, first:last].addmm_(reduced[-1], b.t(), alpha=layer.modules[name].scaling)
+        reduced = _reduced(x, layer, adapted, leaves[::2])
+        if wanted:
+            for (name, first, last), z, b in zip(adapted, reduced, leaves[1::2], strict=True):
+                assert layer is not None
+                y[:, first:last].addmm_(z, b.t(), alpha=layer.modules[name].scaling)
         keep_x = x if adapted or _trains(weight) else None
         ctx.save_for_backward(keep_x, wide if isinstance(wide, Tensor) else None, *leaves, *reduced)
         ctx.weight, ctx.layer, ctx.adapted = weight, layer, adapted
@@ -154,14 +161,47 @@ class _Linear(torch.autograd.Function):
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
         dx = _input_gradient(grad, ctx.weight if wide is None else wide) if want_x else None
         dw = (grad.t() @ x).to(ctx.weight.dtype) if want_weight else None
-        gradients: list[Tensor] = []
-        for (name, first, last), a, b, z in zip(ctx.adapted, leaves[::2], leaves[1::2], reduced, strict=True):
+        dz, db = [], []
+        for (name, first, last), b, z in zip(ctx.adapted, leaves[1::2], reduced, strict=True):
             part, scaling = grad[:, first:last], ctx.layer.modules[name].scaling
-            dz = (part @ b).mul_(scaling)
-            gradients += (dz.t() @ ctx.layer.dropped(name, x), (part.t() @ z).mul_(scaling))
-            if dx is not None:
-                dx += ctx.layer.dropped(name, dz @ a)
+            dz.append((part @ b).mul_(scaling))
+            db.append((part.t() @ z).mul_(scaling))
+        da = _expanded(x, dx, ctx.layer, ctx.adapted, leaves[::2], dz)
+        gradients = [gradient for pair in zip(da, db, strict=True) for gradient in pair]
         return dx, dw, grad.sum(0) if want_bias else None, None, None, None, *gradients
+
+
+def _reduced(x: Tensor, layer: LoraLayer | None, adapted: Parts, a: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each adapter's input times its a: [rows, r]."""
+    if layer is None:
+        return []
+    if _reads_once(x, layer, a):
+        return (x @ torch.cat(list(a)).t()).split([one.shape[0] for one in a], 1)
+    return [layer.dropped(name, x) @ one.t() for (name, _, _), one in zip(adapted, a, strict=True)]
+
+
+def _expanded(
+    x: Tensor | None, dx: Tensor | None, layer: LoraLayer, adapted: Parts, a: Sequence[Tensor], dz: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The gradients of the a's from those of `_reduced`'s results; adds the input's to dx, if that is wanted."""
+    if x is None or not adapted:
+        return []
+    if _reads_once(x, layer, a):
+        together = torch.cat(list(dz), 1)
+        if dx is not None:
+            dx.addmm_(together, torch.cat(list(a)))
+        return (together.t() @ x).split([one.shape[0] for one in a])
+    da = []
+    for (name, _, _), one, d in zip(adapted, a, dz, strict=True):
+        da.append(d.t() @ layer.dropped(name, x))
+        if dx is not None:
+            dx += layer.dropped(name, d @ one)
+    return da
+
+
+def _reads_once(x: Tensor, layer: LoraLayer, a: Sequence[Tensor]) -> bool:
+    """On a GPU adapters of one input go through one product: reading many rows is most of what they take."""
+    return bool(a) and layer.dropout is None and on_gpu(x)
 
 
 def _trains(weight: Weight) -> bool:
@@ -175,14 +215,19 @@ def _fastest_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     return _product(x, weight, bias)
 
 
-def _product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+def _product(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     if gpu := kernels_for(x):
-        return gpu.product(x, weight, bias)
+        return gpu.product(x, weight, bias, residual)
+    return _added(residual, _cpu_product(x, weight, bias))
+
+
+def _cpu_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     if isinstance(weight, QuantizedWeight):
         return quantized.product(x, weight, bias)
-    assert isinstance(weight, Tensor)
+    if isinstance(weight, QuantizedRows):
+        raise TypeError("a matrix that was packed for a GPU, and rows on a CPU")
     if x.dtype == torch.bfloat16 and library() is not None and not (x.dtype == weight.dtype and multiplies_bfloat16()):
-        return _product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+        return _cpu_product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
     run = _native_product(x.dtype, weight.dtype)
     if run is None:
         return reference.product(x, weight.to(x.dtype), bias)
@@ -204,7 +249,7 @@ def _input_gradient(grad: Tensor, weight: Weight) -> Tensor:
     if isinstance(weight, QuantizedWeight):
         return grad @ quantized.dequantize(weight).to(grad.dtype)
     if isinstance(weight, QuantizedRows):
-        return grad @ formats.dequantize(weight, grad.dtype)
+        return grad @ kernels_for(grad).dequantize(weight, grad.dtype)
     few = grad.dtype == torch.float32 and grad.shape[0] < _MANY_ROWS and not on_gpu(grad)
     run = kernel("linear_input_gradient", weight.dtype) if few else None
     if run is None:

@@ -46,10 +46,18 @@ class Linear:
         self.bias = torch.cat(biases) if biases else None
 
     def __call__(
-        self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True, gradient_only: bool = False
+        self,
+        x: Tensor,
+        loras: Sequence[LoraRows] = (),
+        *,
+        residual: Tensor | None = None,
+        exact: bool = True,
+        gradient_only: bool = False,
     ) -> Tensor:
-        """`exact`, `gradient_only`: see `lora_linear`."""
-        return lora_linear(x, self.weight, self.bias, self.parts, loras, exact=exact, gradient_only=gradient_only)
+        """`residual`, `exact`, `gradient_only`: see `lora_linear`."""
+        return lora_linear(
+            x, self.weight, self.bias, self.parts, loras, residual=residual, exact=exact, gradient_only=gradient_only
+        )
 
 
 class DecoderLayer:
@@ -104,10 +112,10 @@ class DecoderLayer:
 
         `gradient_only`: a recomputation for the backward, which needs everything but the last product's value.
         """
-        h = x + self.o(attended, loras, exact=exact)
+        h = self.o(attended, loras, residual=x, exact=exact)
         normed = kernels.rms_norm(h, self.post_norm, self.config.rms_norm_eps)
         activated = kernels.silu_and_mul(self.gate_up(normed, loras, exact=exact))
-        return h + self.down(activated, loras, exact=exact, gradient_only=gradient_only)
+        return self.down(activated, loras, residual=h, exact=exact, gradient_only=gradient_only)
 
     def forward(
         self,

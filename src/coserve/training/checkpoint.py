@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +20,26 @@ class Progress:
     step: int = 0
     tokens: int = 0
     metrics: tuple[Mapping[str, float], ...] = ()
+
+
+class Snapshot:
+    """A copy of a run's tensors that was launched, and may not be complete yet; to be fetched from another thread."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        self._state = state
+        self._event: torch.cuda.Event | None = None
+        self._device = next(iter(state.values())).device
+        if self._device.type == "cuda":
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(self._device))
+
+    def on_cpu(self) -> dict[str, Tensor]:
+        """Waits on the calling thread alone; the streams that compute do not notice."""
+        if self._event is None:
+            return dict(self._state)
+        self._event.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):
+            return {name: tensor.cpu() for name, tensor in self._state.items()}
 
 
 def save_checkpoint(directory: Path, progress: Progress, state: Mapping[str, Tensor], keep: int = 3) -> Path:

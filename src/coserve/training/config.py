@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from coserve.errors import InvalidRequest
 from coserve.models.matrices import LINEAR_MODULES
 
@@ -58,24 +60,30 @@ class TrainingConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     max_length: int | None = None  # tokens of a sequence; longer ones are cut. None: the model's context
-    micro_batch_tokens: int = 1024  # tokens of one forward and backward; gradients accumulate over a batch
+    micro_batch_tokens: int | None = None  # of one forward and backward (`micro_batch_tokens`); gradients accumulate
     max_steps: int | None = None
     checkpoint_every: int = 50  # optimizer steps
     seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self.method in ("lora", "full"), "method", self.method, "'lora' or 'full'")
-        for name in ("n_epochs", "batch_size", "micro_batch_tokens", "checkpoint_every"):
+        for name in ("n_epochs", "batch_size", "checkpoint_every"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(0 < self.learning_rate <= 1, "learning_rate", self.learning_rate, "above 0 and at most 1")
         _check(0 <= self.warmup_ratio <= 1, "warmup_ratio", self.warmup_ratio, "between 0 and 1")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
         _check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
         _check(self.max_length is None or self.max_length >= 2, "max_length", self.max_length, "at least 2")
-        _check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "at least 1")
+        for name in ("max_steps", "micro_batch_tokens"):
+            _check(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         kinds = ("cosine", "linear", "constant")
         kind = self.lr_scheduler_type
         _check(kind in kinds, "lr_scheduler_type", kind, f"one of {', '.join(kinds)}")
+
+
+def micro_batch_tokens(config: TrainingConfig, device: torch.device) -> int:
+    """As configured, or what suits the device: a CPU is busy with few rows, a GPU wants thousands."""
+    return config.micro_batch_tokens or (1024 if device.type == "cpu" else 4096)
 
 
 def lora_learning_rate(hidden_size: int) -> float:

@@ -16,7 +16,7 @@ from coserve.engine import Engine
 from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound
 from coserve.training.config import TrainingConfig
 from coserve.training.data import TrainSequence, encode_all, read_examples
-from coserve.training.slices import Machine
+from coserve.training.passes import Machine
 from coserve.training.trainer import Trainer, TrainingEvent
 
 log = logging.getLogger(__name__)

@@ -29,7 +29,9 @@ class LoraAdapter:
         dtype: torch.dtype,
         weight_decay: float,
         seed: int,
+        device: torch.device | None = None,
     ):
+        """`device`: where it is trained; None is the CPU. A seed's values are the same on all of them."""
         self.config, self.model = config, model
         generator = torch.Generator().manual_seed(seed)
         sizes = module_sizes(model)
@@ -39,8 +41,9 @@ class LoraAdapter:
             for module in config.targets:
                 n_in, n_out = sizes[module]
                 bound = 1 / math.sqrt(n_in)  # Kaiming-uniform with a = sqrt(5)
-                group[f"{layer}.{module}.a"] = (torch.rand(config.r, n_in, generator=generator) * 2 - 1) * bound
-                group[f"{layer}.{module}.b"] = torch.zeros(n_out, config.r)
+                a = (torch.rand(config.r, n_in, generator=generator) * 2 - 1) * bound
+                group[f"{layer}.{module}.a"] = a.to(device)
+                group[f"{layer}.{module}.b"] = torch.zeros(n_out, config.r, device=device)
         self.parameters = Parameters(groups, dtype, weight_decay)
         self._plain = self._layers(None)
 
@@ -66,7 +69,7 @@ class LoraAdapter:
 
     def save(self, path: Path, base_model: str, masters: dict[str, Tensor] | None = None) -> None:
         """Write a PEFT directory from the float32 masters (or a copy of them)."""
-        masters = masters or self.parameters.masters
+        masters = {name: master.cpu() for name, master in (masters or self.parameters.masters).items()}
         weights = {
             (layer, module): (masters[f"{layer}.{module}.a"], masters[f"{layer}.{module}.b"])
             for layer in range(self.model.num_hidden_layers)

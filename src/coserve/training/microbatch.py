@@ -21,6 +21,7 @@ class MicroBatch:
     """tokens, labels: int64 [rows]; labels[i] is the token that follows tokens[i], or -100.
 
     `starts` [sequences + 1]: the row at which each sequence starts, and the end. `blocks`: each sequence's KV blocks.
+    All on the CPU: who computes with them moves them.
     """
 
     tokens: Tensor
@@ -33,20 +34,22 @@ class MicroBatch:
         return self.starts[-1]
 
     @classmethod
-    def of(cls, sequences: Sequence[TrainSequence], blocks: Sequence[int]) -> MicroBatch:
-        """Lay sequences out over the KV blocks at hand. Nothing of one is seen by another."""
+    def of(cls, sequences: Sequence[TrainSequence], blocks: Sequence[int] | None) -> MicroBatch:
+        """Lay sequences out over the KV blocks at hand (None: it will need no KV cache). Nothing of one is seen by
+        another."""
         tokens: list[int] = []
         labels: list[int] = []
         starts, tables, taken = [0], [], 0
+        at_hand = () if blocks is None else blocks
         for s in sequences:
             tokens += s.tokens
             labels += [t if ok else IGNORED for t, ok in zip(s.tokens[1:], s.learn[1:], strict=True)]
             labels.append(IGNORED)
             starts.append(len(tokens))
             need = blocks_for(len(s.tokens))
-            tables.append(tuple(blocks[taken : taken + need]))
+            tables.append(tuple(at_hand[taken : taken + need]))
             taken += need
-        if taken > len(blocks):
+        if blocks is not None and taken > len(blocks):
             raise ValueError(f"a micro-batch of {taken} KV blocks does not fit into {len(blocks)}")
         return cls(torch.tensor(tokens), torch.tensor(labels), tuple(starts), tuple(tables))
 

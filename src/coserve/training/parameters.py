@@ -13,7 +13,7 @@ class Parameters:
     """Trainable tensors by name, in groups that are updated one after the other (a group is a slice of work).
 
     The forward uses `leaves`; their gradients are added up in float32 as soon as autograd has them. The update runs on
-    the float32 masters and is rounded into the leaves.
+    the float32 masters and is rounded into the leaves. All of it lies where the initial values do.
     """
 
     def __init__(self, groups: Mapping[str, Mapping[str, Tensor]], dtype: torch.dtype, weight_decay: float):
@@ -40,34 +40,39 @@ class Parameters:
     def count(self) -> int:
         return sum(master.numel() for master in self.masters.values())
 
-    def grad_norm(self) -> float:
-        """The 2-norm of all gradients together."""
-        return math.sqrt(sum(float(grad.square().sum()) for grad in self.grads.values()))
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.masters.values())).device
 
-    def update(self, group: str, learning_rate: float, clip: float) -> None:
-        """AdamW on one group, with its gradients scaled by `clip`; then they are zero."""
+    def grad_norm(self) -> Tensor:
+        """The 2-norm of all gradients together: float64 [], on their device, so that nobody waits for it."""
+        return torch.stack([grad.square().sum() for grad in self.grads.values()]).double().sum().sqrt()
+
+    def update(self, group: str, learning_rate: float, clip: Tensor) -> None:
+        """AdamW on one group, with its gradients scaled by `clip` (float32 []); then they are zero."""
         optimizer, names = self._optimizers[group], self.groups[group]
+        masters, grads = ([named[name] for name in names] for named in (self.masters, self.grads))
         optimizer.param_groups[0]["lr"] = learning_rate
-        for name in names:
-            self.masters[name].grad = self.grads[name].mul_(clip)
+        torch._foreach_mul_(grads, clip)
+        for master, grad in zip(masters, grads, strict=True):
+            master.grad = grad
         optimizer.step()
         with torch.no_grad():
-            for name in names:
-                self.leaves[name].copy_(self.masters[name])
-                self.grads[name].zero_()
+            torch._foreach_copy_([self.leaves[name] for name in names], masters)
+            torch._foreach_zero_(grads)
 
-    def state(self) -> dict[str, Tensor]:
-        """A copy of masters and moments, for a checkpoint."""
-        out = {f"master.{name}": master.clone() for name, master in self.masters.items()}
+    def state(self, device: torch.device | None = None) -> dict[str, Tensor]:
+        """A copy of masters and moments, for a checkpoint; where they lie, or on another device."""
+        out = {f"master.{name}": _copy(master, device) for name, master in self.masters.items()}
         for group, names in self.groups.items():
             optimizer = self._optimizers[group]
             for name in names:
                 for key, value in optimizer.state.get(self.masters[name], {}).items():
-                    out[f"{key}.{name}"] = value.clone()
+                    out[f"{key}.{name}"] = _copy(value, device)
         return out
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Continue exactly where `state` was taken."""
+        """Continue exactly where `state` was taken, on whichever device."""
         with torch.no_grad():
             for name, master in self.masters.items():
                 master.copy_(state[f"master.{name}"])
@@ -75,12 +80,16 @@ class Parameters:
         for group, names in self.groups.items():
             for name in names:
                 moments = {
-                    key: state[f"{key}.{name}"].clone()
+                    key: _copy(state[f"{key}.{name}"], self.device)
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in state
                 }
                 if moments:
                     self._optimizers[group].state[self.masters[name]] = moments
+
+
+def _copy(tensor: Tensor, device: torch.device | None) -> Tensor:
+    return tensor.to(device or tensor.device, copy=True)
 
 
 def learning_rate_at(step: int, total: int, kind: str, warmup_ratio: float, peak: float) -> float:

@@ -15,9 +15,9 @@ from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
 from coserve.models.weights import INDEX_FILE
 from coserve.roofline import Chip, Estimator, Roofline
-from coserve.training.config import TrainingConfig
+from coserve.training.config import TrainingConfig, micro_batch_tokens
 from coserve.training.data import Example, encode_all
-from coserve.training.slices import Machine
+from coserve.training.passes import Machine
 from coserve.training.trainer import Trainer, TrainingEvent
 
 
@@ -46,7 +46,7 @@ def train_model(
     sequences = [s for s in encode_all(examples, tokenizer, longest) if s is not None]
     checks = [s for s in encode_all(valid, tokenizer, longest) if s is not None]
     trainer = Trainer(
-        machine_for(decoder, max(longest, config.micro_batch_tokens)),
+        machine_for(decoder, max(longest, micro_batch_tokens(config, decoder.device))),
         sequences,
         config,
         work_directory,
@@ -64,7 +64,7 @@ def train_model(
 
 def machine_for(decoder: Decoder, tokens: int) -> Machine:
     """A machine with KV blocks of its own for micro-batches of up to `tokens` tokens, and nobody to share it with."""
-    blocks = blocks_for(tokens)
+    blocks = blocks_for(tokens) if decoder.device.type == "cpu" else 1  # a GPU's passes need no KV cache
     nobody_waits = Chip("unmeasured", str(decoder.dtype), bandwidth=1e10, flops=1e11)
     return Machine(
         decoder,

@@ -1,4 +1,4 @@
-"""One micro-batch's forward and backward, cut into slices.
+"""One micro-batch's forward and backward on a CPU, cut into slices. `layer_pass` has a GPU's.
 
 Forward: a prefill whose layer inputs are kept. Its rows ride in the engine's batches, or go through the layers a slice
 at a time; either way without gradients, through the same code as inference.
@@ -16,57 +16,38 @@ Everything but the attention core is per row, so a layer is five stages, each cu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from coserve.engine import Ride, Slice
 from coserve.engine.batch import Batch
-from coserve.kernels import KVCache, LoraLayer, LoraRows
-from coserve.models.cost import ModelCost
+from coserve.kernels import LoraRows
 from coserve.models.decoder import Decoder, DecoderLayer
-from coserve.roofline import Estimator, Work
+from coserve.roofline import Work
 from coserve.training.attention import Attended, attention, attention_backward
-from coserve.training.microbatch import IGNORED, MicroBatch
+from coserve.training.microbatch import MicroBatch
+from coserve.training.passes import AdapterLayers, LayerInputs, Machine, MicroBatchPass, grad_of
 from coserve.training.stages import Stage, Stages
 
 _ROW_STEP = 16  # rows of the smallest slice
 _CHUNK_ROWS = 512  # rows of the largest
-_HEAD_ROWS = 128  # rows whose logits are held at once
 _UNIT_SCORES = 1 << 19  # attention scores of a unit: heads * length^2 * sequences
 
-AdapterLayers = Callable[[int], Sequence[LoraLayer]]  # row of the micro-batch at which the adapter's input starts
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What a pass runs on: a model, KV blocks set aside for training, and the cost model that cuts slices."""
-
-    decoder: Decoder
-    cache: KVCache
-    blocks: Sequence[int]
-    estimator: Estimator
-
-    @property
-    def cost(self) -> ModelCost:
-        return self.decoder.cost
-
-
-class Workspace:
-    """Buffers for passes of up to `rows` rows; used by one pass at a time."""
+class Workspace(LayerInputs):
+    """With what the stages of a layer hand on to each other."""
 
     def __init__(self, decoder: Decoder, rows: int):
-        c, dtype = decoder.config, decoder.dtype
+        super().__init__(decoder, rows)
+        c, new = decoder.config, self.grad.new_empty
         q, kv = c.num_attention_heads, c.num_key_value_heads
-        self.rows = rows
-        self.inputs = torch.empty(c.num_hidden_layers + 1, rows, c.hidden_size, dtype=dtype)
-        self.grad = torch.empty(rows, c.hidden_size, dtype=dtype)
-        self.q, self.dq = (torch.empty(rows, q, c.head_dim, dtype=dtype) for _ in range(2))
-        self.k, self.v, self.dk, self.dv = (torch.empty(rows, kv, c.head_dim, dtype=dtype) for _ in range(4))
-        self.attended, self.dattended = (torch.empty(rows, q * c.head_dim, dtype=dtype) for _ in range(2))
+        self.q, self.dq = (new(rows, q, c.head_dim) for _ in range(2))
+        self.k, self.v, self.dk, self.dv = (new(rows, kv, c.head_dim) for _ in range(4))
+        self.attended, self.dattended = (new(rows, q * c.head_dim) for _ in range(2))
 
 
 @dataclass(frozen=True)
@@ -119,12 +100,11 @@ def attention_units(micro: MicroBatch, kv_heads: int, group: int) -> list[Unit]:
     return units
 
 
-class Pass:
-    """Forward, loss, and (if `train`) backward of one micro-batch; gradients land in the trained parameters.
+class Pass(MicroBatchPass):
+    """A pass that is cut between any two rows, and whose forward rides along in batches."""
 
-    `adapter(row)` gives the trained adapter's layers for inputs that start at a row; None where the model's own
-    weights are trained. `scale` multiplies the summed loss (one over the targets of the whole batch).
-    """
+    w: Workspace
+    head_rows = 128
 
     def __init__(
         self,
@@ -136,29 +116,27 @@ class Pass:
         scale: float,
         train: bool = True,
     ):
-        self.m, self.micro, self.w = machine, micro, workspace
-        self.adapter, self.scale, self.train = adapter, scale, train
-        self.loss_sum = 0.0
-        self.correct = 0
-        self.learnt = torch.nonzero(micro.labels != IGNORED).flatten()
+        super().__init__(machine, micro, workspace, adapter=adapter, scale=scale, train=train)
         self._row = 0  # rows that have been through all layers
         self._chunk: Stages | None = None  # rows that are on their way through them
         c = machine.decoder.config
         self._group = c.num_attention_heads // c.num_key_value_heads
-        self._units: list[Unit] = []
         self._rest = Stages(self._after_forward(), machine.estimator)
+
+    @cached_property
+    def _units(self) -> list[Unit]:
+        return attention_units(self.micro, self.m.decoder.config.num_key_value_heads, self._group)
 
     # ---- what the engine sees ---------------------------------------------------------------------------------
 
     def ride(self, max_rows: int) -> Ride | None:
-        """Rows that may go along in the engine's next batch."""
         if self._chunk is not None or self._row >= self.micro.rows:
             return None
         first, last = self._row, min(self.micro.rows, self._row + max_rows)
         segments = self.micro.segments(first, last, self.adapter(first) if self.adapter else None)
 
         def keep(layer: int, x: Tensor) -> None:
-            self.w.inputs[layer, first:last] = x
+            self.w.inputs[layer][first:last] = x
 
         def done() -> None:
             self._row = last
@@ -166,7 +144,6 @@ class Pass:
         return Ride(segments, keep, done)
 
     def next_slice(self, seconds: float) -> Slice | None:
-        """None when the pass is complete."""
         while self._row < self.micro.rows:
             chunk = self._chunk or self._start_chunk(seconds)
             piece = chunk.next_slice(seconds)
@@ -201,16 +178,16 @@ class Pass:
         decoder, inputs = self.m.decoder, self.w.inputs
         adapter = self.adapter(first) if self.adapter else None
         batch = Batch.of(self.micro.segments(first, last, adapter))
-        inputs[0, first:last] = decoder.embedded(batch.token_ids).detach()
+        inputs[0][first:last] = decoder.embedded(batch.token_ids).detach()
 
         def run(layer: int, end: int) -> None:
             with torch.inference_mode():
-                x = inputs[layer, first:last]
+                x = inputs[layer][first:last]
                 for index in range(layer, end):
                     loras = [LoraRows(0, last - first, adapter[index])] if adapter else []
                     block = decoder.layers[index]
                     x = block.forward(x, batch.layout, self.m.cache, decoder.rope, loras, exact=False)
-                    inputs[index + 1, first:last] = x
+                    inputs[index + 1][first:last] = x
             if end == len(decoder.layers):
                 self._row = last
 
@@ -219,45 +196,6 @@ class Pass:
             return Work((end - layer) * one.bytes, (end - layer) * one.flops)
 
         yield Stage("train-forward", len(decoder.layers), run, work, rows=lambda a, b: last - first)
-
-    # ---- loss -------------------------------------------------------------------------------------------------
-
-    def _after_forward(self) -> Iterator[Stage]:
-        if self.train:
-            self.w.grad[: self.micro.rows] = 0
-            config = self.m.decoder.config
-            self._units = attention_units(self.micro, config.num_key_value_heads, self._group)
-        head = self.m.cost.head
-        yield Stage(
-            "train-head",
-            len(self.learnt),
-            self._loss,
-            lambda a, b: Work(head(b - a).bytes * 2, head(b - a).flops * 2),
-            step=_ROW_STEP,
-            most=_HEAD_ROWS,
-        )
-        if self.train:
-            for layer in reversed(self.m.decoder.layers):
-                yield from self._backward(layer)
-            if self.adapter is None:
-                yield Stage("train-embed", 1, self._embedding, lambda a, b: Work(self.w.grad.nbytes, 0))
-
-    def _loss(self, first: int, last: int) -> None:
-        rows = self.learnt[first:last]
-        labels = self.micro.labels[rows]
-        with torch.set_grad_enabled(self.train):
-            x = self.w.inputs[-1].index_select(0, rows).requires_grad_(self.train)
-            logits = self.m.decoder.logits(x).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            if self.train:
-                (loss * self.scale).backward()
-                self.w.grad[rows] = _grad(x)
-        self.loss_sum += float(loss.detach())
-        self.correct += int((logits.detach().argmax(-1) == labels).sum())
-
-    def _embedding(self, first: int, last: int) -> None:
-        with torch.enable_grad():
-            self.m.decoder.embedded(self.micro.tokens).backward(self.w.grad[: self.micro.rows])
 
     # ---- backward of one layer --------------------------------------------------------------------------------
 
@@ -308,35 +246,23 @@ class _Projected:
 
 
 class _LayerBackward:
-    """The backward of one layer: the five stages, and the graphs that live between them.
-
-    On entry `w.grad` holds the gradient of the layer's output; at the end, of its input.
-    """
+    """The backward of one layer: the five stages, and the graphs that live between them."""
 
     def __init__(self, owner: Pass, layer: DecoderLayer):
         self.p, self.w, self.layer = owner, owner.w, layer
         self.projected: list[_Projected] = []
         self._attended: list[Attended] = []
-        # Nothing below the first layer is trained when it is an adapter that is.
-        self._wants_input = layer.index > 0 or owner.adapter is None
+        self._wants_input = owner.wants_input_gradient(layer)
 
     def projected_rows(self, first: int, last: int) -> int:
         return sum(p.last - p.first for p in self.projected[first:last])
-
-    def _input(self, first: int, last: int) -> Tensor:
-        return self.w.inputs[self.layer.index, first:last].detach().requires_grad_(self._wants_input)
-
-    def _loras(self, first: int, last: int) -> list[LoraRows]:
-        if self.p.adapter is None:
-            return []
-        return [LoraRows(0, last - first, self.p.adapter(first)[self.layer.index])]
 
     def project(self, first: int, last: int) -> None:
         w, rope = self.w, self.p.m.decoder.rope
         positions = self._positions(first, last)
         with torch.enable_grad():
-            x = self._input(first, last)
-            qkv = self.layer.project_qkv(x, self._loras(first, last))
+            x = self.p.layer_input(self.layer, first, last)
+            qkv = self.layer.project_qkv(x, self.p.loras(self.layer, first, last))
             q, k, v = self.layer.split_heads(qkv, rope[0][positions], rope[1][positions])
         with torch.no_grad():
             w.q[first:last], w.k[first:last], w.v[first:last] = q, k, v
@@ -362,13 +288,13 @@ class _LayerBackward:
     def finish(self, first: int, last: int) -> None:
         w = self.w
         with torch.enable_grad():
-            x = self._input(first, last)
+            x = self.p.layer_input(self.layer, first, last)
             attended = w.attended[first:last].detach().requires_grad_()
-            out = self.layer.finish(x, attended, self._loras(first, last), gradient_only=True)
+            out = self.layer.finish(x, attended, self.p.loras(self.layer, first, last), gradient_only=True)
             out.backward(w.grad[first:last].clone())
-        w.dattended[first:last] = _grad(attended)
+        w.dattended[first:last] = grad_of(attended)
         if self._wants_input:
-            w.grad[first:last] = _grad(x)
+            w.grad[first:last] = grad_of(x)
 
     def unattend(self, first: int, last: int) -> None:
         w, group, dim = self.w, self.p._group, self.w.q.shape[2]
@@ -391,11 +317,4 @@ class _LayerBackward:
             if wanted:
                 torch.autograd.backward([t for t, _ in wanted], [g for _, g in wanted])
             if self._wants_input:
-                w.grad[rows] += _grad(piece.x)
-
-
-def _grad(leaf: Tensor) -> Tensor:
-    """What a backward has just left on a leaf."""
-    if leaf.grad is None:
-        raise RuntimeError("the backward did not reach this tensor")
-    return leaf.grad
+                w.grad[rows] += grad_of(piece.x)

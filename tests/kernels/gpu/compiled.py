@@ -81,6 +81,7 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _sampling()
     yield from _fp8()
     yield from _experts()
+    yield from _dropout()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -97,9 +98,6 @@ def _rows() -> Iterator[Callable[[], Any]]:
 
     x, weight = (torch.zeros(*shape, dtype=torch.bfloat16) for shape in ((2, 4096), (4096,)))
     yield lambda: rows.rms_norm(x, weight, 1e-5)
-    yield lambda: rows.add_rms_norm(x, x, weight, 1e-5)
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        yield lambda dtype=dtype: rows.rms_norm_quantized(x, weight, 1e-5, dtype, x)
     yield lambda: rows.rms_norm_gradient(x, weight, x, 1e-5)
     yield lambda: rows.silu_and_mul(x)
     yield lambda: rows.silu_and_mul_gradient(x, x[:, :2048])
@@ -119,19 +117,17 @@ def _rope() -> Iterator[Callable[[], Any]]:
 
 def _products() -> Iterator[Callable[[], Any]]:
     from coserve.kernels.gpu import products
+    from coserve.kernels.gpu.formats import QuantizedRows
     from tests.kernels.gpu.test_products import matrix
 
-    for rows, *kind in (
-        (1, 8, None, True),
-        (64, 8, 128, False),
-        (1, 4, 32, True),
-        (1, 4, 128, False),
-        (64, 4, 64, True),
-    ):
-        weight, _ = matrix(*kind, 256, 4096)
-        x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
-        yield lambda x=x, weight=weight: products.product(x, weight)
-    yield lambda: products.product(x, torch.zeros(256, 4096, dtype=torch.bfloat16))
+    bf16 = {"dtype": torch.bfloat16}
+    packed = [matrix(*kind, 256, 4096)[0] for kind in ((8, None, True), (4, 128, False), (4, 64, True), (4, 32, True))]
+    for weight in (torch.zeros(256, 4096, **bf16), QuantizedRows.in_fp8(torch.zeros(256, 4096)), *packed):
+        for rows in (1, 32, 64):
+            x, residual = torch.zeros(rows, 4096, **bf16), torch.zeros(rows, 256, **bf16)
+            yield lambda a=(x, weight, None, residual): products.product(*a)
+            yield lambda a=(x, weight): products.gated_product(*a)
+        yield lambda weight=weight: products.product(torch.zeros(64, 4096), weight)
     yield lambda weight=weight: products.dequantize(weight, torch.bfloat16)
 
 
@@ -159,12 +155,13 @@ def _sampling() -> Iterator[Callable[[], Any]]:
 
 def _fp8() -> Iterator[Callable[[], Any]]:
     from coserve.kernels.gpu import fp8, products
-    from coserve.kernels.gpu.formats import QuantizedRows
+    from coserve.kernels.gpu.formats import FP8, QuantizedRows
 
     x = torch.zeros(2, 4096, dtype=torch.bfloat16)
-    yield lambda: fp8.quantize_rows(x)
-    matrix = QuantizedRows.of_blocks(torch.zeros(128, 4096).to(torch.float8_e4m3fn), torch.ones(1, 32))
-    yield lambda: products.product(x, matrix)
+    yield lambda: fp8.quantize_rows(x, QuantizedRows.in_fp8(torch.zeros(16, 4096)))
+    blocks = QuantizedRows.of_blocks(torch.zeros(128, 4096).to(FP8), torch.ones(1, 32))
+    yield lambda: products.product(x, blocks)
+    yield lambda: products.dequantize(blocks, torch.bfloat16)
 
 
 def _experts() -> Iterator[Callable[[], Any]]:
@@ -174,6 +171,12 @@ def _experts() -> Iterator[Callable[[], Any]]:
     assignment = experts.Assignment.of(torch.tensor([[0, 3], [7, 1]]), 8)
     yield lambda: experts.grouped_product(x, matrices, assignment, gather=True)
     yield lambda: experts.combine(torch.zeros(4, 128, dtype=torch.bfloat16), torch.ones(2, 2), assignment)
+
+
+def _dropout() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu.dropout import dropout
+
+    yield lambda: dropout(torch.zeros(2, 4096, dtype=torch.bfloat16), 0.1, 1 << 31, 5)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from coserve.engine.batch import Batch, Segment
+from coserve.engine.batch import Batch
+from coserve.engine.segment import Segment
 from coserve.kernels import KVCache, differentiable, gpu, reference
 from coserve.models.decoder import Decoder
 from tests.kernels.gpu.oracle import DEVICE

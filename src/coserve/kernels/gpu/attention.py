@@ -1,8 +1,8 @@
 """Paged attention: one query token over its whole sequence (decode), and runs of tokens of a prompt (prefill).
 
-Online softmax (Milakov & Gimelshein, 2018) over tiles of 64 keys, as in FlashAttention-2 (Dao, 2023). A decode row's
-keys are split over programs and combined afterwards (Flash-Decoding, 2023). Where the splits lie follows from the
-row's own length, never from the batch, so that its numbers are the same in any company.
+Online softmax (Milakov & Gimelshein, 2018) over tiles of keys, as in FlashAttention-2 (Dao, 2023). A decode row's
+keys are split over programs (Flash-Decoding, 2023); the last of these to arrive combines what all have found. Where the
+splits lie follows from the row's own length, never from the batch, so that its numbers are the same in any company.
 
 The heads that share a key head go through one product together. Scores are kept in powers of two: `exp2` is what the
 hardware has.
@@ -10,21 +10,40 @@ hardware has.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from coserve.kernels.gpu.arrivals import counters, last_to_arrive
+from coserve.kernels.gpu.target import await_earlier, early
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
-KEYS = 64  # of one tile
-LEAST_SPLIT = 128  # keys; a multiple of KEYS
-MOST_SPLITS = 32  # of one row; the combining step reads so many partial results at once
-_PREFILL_QUERIES = 128  # (token, head) pairs of one prefill tile
+LEAST_SPLIT = 128  # keys; a multiple of a tile's
+MOST_SPLITS = 32  # of one row
 _LEAST_QUERIES = 16  # what a tensor core takes
 
+
+@dataclass(frozen=True)
+class Launch:
+    """A tile's keys, on which the order of sums depends; the rest is a matter of speed."""
+
+    keys: int
+    warps: int
+    stages: int
+    queries: int = _LEAST_QUERIES  # (token, head) pairs of a prefill tile
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
+
+
+DECODE = Launch(keys=64, warps=4, stages=3)
+PREFILL = Launch(keys=64, warps=8, stages=2, queries=128)
+
 _PAGE = tl.constexpr(BLOCK_SIZE)
-_KEYS, _LEAST_SPLIT, _MOST_SPLITS = tl.constexpr(KEYS), tl.constexpr(LEAST_SPLIT), tl.constexpr(MOST_SPLITS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -66,17 +85,24 @@ def paged_attention(
         splits = _most_splits(layout.context if window is None else min(layout.context, window))
         partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
         tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
+        left = (partial, tops, totals, counters(qkv.device, steps * kv_heads))
         _decode[(steps, kv_heads, splits)](
-            *common, partial, tops, totals, QUERIES=_decode_queries(group), **shape, num_warps=4, num_stages=3
-        )
-        _combine[(steps, heads)](
-            partial, tops, totals, layout.segments, sinks, out, splits, window or 0, dim, shape["DIM_PADDED"]
+            *common,
+            sinks,
+            out,
+            left,
+            QUERIES=_decode_queries(group),
+            LEAST_SPLIT=LEAST_SPLIT,
+            MOST_SPLITS=MOST_SPLITS,
+            **shape,
+            **DECODE.options,
+            **early(),
         )
     if others:
         padded = triton.next_power_of_2(group)
-        tokens = max(1, _PREFILL_QUERIES // padded)
+        tokens = max(1, PREFILL.queries // padded)
         _prefill[(triton.cdiv(layout.longest, tokens), kv_heads, others)](
-            *common, sinks, out, steps, TOKENS=tokens, GROUP_PADDED=padded, **shape, num_warps=8, num_stages=2
+            *common, sinks, out, steps, TOKENS=tokens, GROUP_PADDED=padded, **shape, **PREFILL.options
         )
     return out
 
@@ -88,23 +114,17 @@ def _decode_queries(group: int) -> int:
 
 def _most_splits(keys: int) -> int:
     """Enough for a row that sees so many keys, wherever in a tile the first of them lies."""
-    return min(MOST_SPLITS, triton.cdiv(keys + KEYS - 1, LEAST_SPLIT))
+    return min(MOST_SPLITS, triton.cdiv(keys + DECODE.keys - 1, LEAST_SPLIT))
 
 
 @triton.jit
-def _visible(position, window: tl.constexpr):
+def _visible(position, window: tl.constexpr, KEYS: tl.constexpr):
     """The first key that a query sees, and the beginning of that key's tile."""
     if window > 0:
         oldest = tl.maximum(0, position - window + 1)
     else:
         oldest = 0
-    return oldest, oldest // _KEYS * _KEYS
-
-
-@triton.jit
-def _split_length(keys):
-    """Keys in each split of a row that reads so many."""
-    return tl.maximum(_LEAST_SPLIT, tl.cdiv(tl.cdiv(keys, _MOST_SPLITS), _KEYS) * _KEYS)
+    return oldest, oldest // KEYS * KEYS
 
 
 @triton.jit
@@ -124,6 +144,7 @@ def _attend(
     soft_cap: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
     """Each query over the keys [first, last): the weighted values [queries, DIM_PADDED], not yet divided by the sum of
     the weights; the highest score, in powers of two; that sum."""
@@ -135,8 +156,8 @@ def _attend(
     acc = tl.zeros([QUERIES, DIM_PADDED], tl.float32)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
-    for start in range(first, last, _KEYS):
-        token = start + tl.arange(0, _KEYS)
+    for start in range(first, last, KEYS):
+        token = start + tl.arange(0, KEYS)
         valid = (token >= oldest) & (token < last)
         block = tl.load(table + token // _PAGE, mask=valid, other=0).to(tl.int64)
         inside = token % _PAGE
@@ -179,27 +200,33 @@ def _decode(
     segments,
     tables,
     scale,
-    partial,
-    tops,
-    totals,
+    sinks,
+    out,
+    left,  # by each split for the last one: weighted values, highest scores, sums of weights; counters
     window: tl.constexpr,
     soft_cap: tl.constexpr,
     QUERIES: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+    LEAST_SPLIT: tl.constexpr,
+    MOST_SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
+    await_earlier(EARLY)
     segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    heads = tl.num_programs(1) * GROUP
     row = tl.load(segments + segment * 4).to(tl.int64)
     position = tl.load(segments + segment * 4 + 2)
     table = tables + tl.load(segments + segment * 4 + 3)
-    oldest, first = _visible(position, window)
-    length = _split_length(position + 1 - first)
-    first += split * length
-    if first > position:
+    oldest, start = _visible(position, window, KEYS)
+    keys = position + 1 - start
+    length = tl.maximum(LEAST_SPLIT, tl.cdiv(tl.cdiv(keys, MOST_SPLITS), KEYS) * KEYS)
+    splits = tl.cdiv(keys, length)
+    if split >= splits:
         return
-    last = tl.minimum(position + 1, first + length)
     member, dims = tl.arange(0, QUERIES), tl.arange(0, DIM_PADDED)
     head = kv_head * GROUP + member
     mask = (member < GROUP)[:, None] & (dims < DIM)[None, :]
@@ -209,9 +236,9 @@ def _decode(
         tl.where(member < GROUP, position, -1),
         kv_head,
         table,
-        first,
+        start + split * length,
         oldest,
-        last,
+        tl.minimum(position + 1, start + (split + 1) * length),
         cached,
         key_scales,
         value_scales,
@@ -220,49 +247,53 @@ def _decode(
         soft_cap,
         DIM,
         DIM_PADDED,
+        KEYS,
     )
-    place = (segment * tl.num_programs(1) * GROUP + head).to(tl.int64) * tl.num_programs(2) + split
-    tl.store(partial + place[:, None] * DIM + dims[None, :], acc, mask=mask)
-    tl.store(tops + place, top, mask=member < GROUP)
-    tl.store(totals + place, total, mask=member < GROUP)
+    if splits > 1:
+        partial, tops, totals, counters = left
+        place = (segment * heads + head).to(tl.int64) * tl.num_programs(2)
+        values = partial + place[:, None] * DIM + dims[None, :]
+        tl.store(values + split * DIM, acc, mask=mask)
+        tl.store(tops + place + split, top, mask=member < GROUP)
+        tl.store(totals + place + split, total, mask=member < GROUP)
+        last = last_to_arrive(counters + segment * tl.num_programs(1) + kv_head, splits)
+        if last:
+            acc, top, total = _combined(values, tops + place, totals + place, splits, mask, member < GROUP, DIM)
+    else:
+        last = True
+    if last:
+        at = (row * heads + head)[:, None] * DIM + dims[None, :]
+        tl.store(out + at, _divided(acc, top, total, sinks, head, member < GROUP).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["stride"])
-def _combine(
-    partial,
-    tops,
-    totals,
-    segments,
-    sinks,
-    out,
-    stride,  # splits that there is room for
-    window: tl.constexpr,
-    DIM: tl.constexpr,
-    DIM_PADDED: tl.constexpr,
-):
-    """The splits of one row and head. Grid: segments that decode, heads."""
-    segment, head = tl.program_id(0), tl.program_id(1)
-    heads = tl.num_programs(1)
-    row = tl.load(segments + segment * 4).to(tl.int64)
-    position = tl.load(segments + segment * 4 + 2)
-    _, first = _visible(position, window)
-    used = tl.cdiv(position + 1 - first, _split_length(position + 1 - first))
-    split, dims = tl.arange(0, _MOST_SPLITS), tl.arange(0, DIM_PADDED)
-    place = (segment * heads + head).to(tl.int64) * stride + split
-    tops_here = tl.load(tops + place, mask=split < used, other=float("-inf"))
-    totals_here = tl.load(totals + place, mask=split < used, other=0.0)
-    mask = (split < used)[:, None] & (dims < DIM)[None, :]
-    acc = tl.load(partial + place[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
-    top = tl.max(tops_here, 0)
+@triton.jit
+def _combined(values, tops, totals, splits, mask, wanted, DIM: tl.constexpr):
+    """What `_attend` would have found in all splits, first to last."""
+    acc = tl.zeros(mask.shape, tl.float32)
+    top = tl.full(wanted.shape, float("-inf"), tl.float32)
+    total = tl.zeros(wanted.shape, tl.float32)
+    for split in tl.range(splits, loop_unroll_factor=4):
+        its_top = tl.load(tops + split, mask=wanted, other=0.0, cache_modifier=".cg")
+        its_total = tl.load(totals + split, mask=wanted, other=1.0, cache_modifier=".cg")
+        its_values = tl.load(values + split * DIM, mask=mask, other=0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, its_top)
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        correction, weight = tl.exp2(top - base), tl.exp2(its_top - base)
+        total = total * correction + its_total * weight
+        acc = acc * correction[:, None] + its_values * weight[:, None]
+        top = new_top
+    return acc, top, total
+
+
+@triton.jit
+def _divided(acc, top, total, sinks, head, real):
+    """Weighted values over the sum of the weights, to which a head's sink adds its own."""
     if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32) * _LOG2_E
-        top = tl.maximum(top, sink)
-    weights = tl.exp2(tops_here - top)
-    total = tl.sum(totals_here * weights, 0)
-    if sinks is not None:
-        total += tl.exp2(sink - top)
-    result = tl.sum(acc * weights[:, None], 0) / total
-    tl.store(out + (row * heads + head) * DIM + dims, result.to(out.dtype.element_ty), mask=dims < DIM)
+        sink = tl.load(sinks + head, mask=real, other=0.0).to(tl.float32) * _LOG2_E
+        new_top = tl.maximum(top, sink)
+        total = total * tl.exp2(top - new_top) + tl.exp2(sink - new_top)
+        acc *= tl.exp2(top - new_top)[:, None]
+    return acc / total[:, None]
 
 
 @triton.jit(do_not_specialize=["skipped"])
@@ -285,6 +316,7 @@ def _prefill(
     GROUP_PADDED: tl.constexpr,
     DIM: tl.constexpr,
     DIM_PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
 ):
     """Some tokens of one segment, for the heads that share a key head. Grid: runs of tokens, kv heads, segments."""
     kv_head, segment = tl.program_id(1), tl.program_id(2) + skipped
@@ -302,7 +334,7 @@ def _prefill(
     mask = wanted[:, None] & (dims < DIM)[None, :]
     at = ((row + token) * q_stride + head * DIM)[:, None] + dims[None, :]
     queries = tl.load(q + at, mask=mask, other=0.0)
-    oldest, first = _visible(position + start, window)
+    oldest, first = _visible(position + start, window, KEYS)
     acc, top, total = _attend(
         queries,
         tl.where(wanted, position + token, -1),
@@ -319,12 +351,8 @@ def _prefill(
         soft_cap,
         DIM,
         DIM_PADDED,
+        KEYS,
     )
-    if sinks is not None:
-        sink = tl.load(sinks + head, mask=member < GROUP, other=0.0).to(tl.float32) * _LOG2_E
-        new_top = tl.maximum(top, sink)
-        total = total * tl.exp2(top - new_top) + tl.exp2(sink - new_top)
-        acc *= tl.exp2(top - new_top)[:, None]
     heads = tl.num_programs(1) * GROUP
     at = ((row + token) * heads + head)[:, None] * DIM + dims[None, :]
-    tl.store(out + at, (acc / total[:, None]).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + at, _divided(acc, top, total, sinks, head, member < GROUP).to(out.dtype.element_ty), mask=mask)

@@ -1,12 +1,17 @@
-"""Products of few rows with a matrix: of floats, or of 8- or 4-bit elements that are widened in registers.
+"""Products with a matrix of floats, or of 8- or 4-bit elements: few rows by a kernel, many by PyTorch's product.
 
-Reading the matrix is what such a product takes. Each program reads a tile of its rows along a part of the columns;
-groups are multiplied by their scale after their products have been summed, so that integers go into the tensor cores
-as they are: they are exact in bfloat16. How columns are split over programs follows from the matrix alone; a row of
-the result depends on neither the number of rows nor its place among them.
+Reading the matrix is what a product of few rows takes. Each program reads a tile of its rows along a part of the
+columns, once for all rows, and multiplies it as the first operand, which tensor cores take from registers: there packed
+elements are widened, to bfloat16, exactly. Groups are multiplied by their scale after their products have been summed.
+
+How columns are split over programs, and in what order they are summed, follows from the matrix alone; a row of the
+result depends on neither the number of rows nor its place among them.
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,62 +19,76 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from coserve.kernels.gpu.formats import HALF, QuantizedRows
+from coserve.kernels.gpu import fp8
+from coserve.kernels.gpu.arrivals import counters, last_to_arrive
+from coserve.kernels.gpu.formats import QuantizedRows
+from coserve.kernels.gpu.rows import activated, silu_and_mul
+from coserve.kernels.gpu.target import await_earlier, backend, capability, early, one_order
+from coserve.kernels.gpu.widening import widened
 
-_OUTPUTS = 32  # rows of the matrix in a tile
-_MOST_COLUMNS = 128  # of a tile
-_PROGRAMS = 512  # enough to keep a large GPU reading
+FEW_ROWS = 64  # from one more on, arithmetic counts
+_FLOAT_COLUMNS = 64  # of a tile; that of packed elements is a block
+_PROGRAMS = 512  # that keep a large GPU reading, each with so many of the matrix's rows
+_PROGRAM_OUTPUTS = 64
 _MOST_SPLITS = 8
-_LEAST_STEPS = 4  # tiles of a split
+_LEAST_SPLIT = 512  # bytes of a row
 _WIDENED = 1024  # columns of one row, for one program
-_HALF = tl.constexpr(HALF)
 
 
-def product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None = None) -> Tensor:
-    """x [rows, in] float, weight [out, in] -> x @ weight.T + bias [rows, out] in x's format.
+@dataclass(frozen=True)
+class Launch:
+    """What a product's speed depends on, and its result does not."""
 
-    Meant for up to some 64 rows; the matrix is read once for each 32 of them.
+    outputs: int  # rows of the matrix in a tile
+    warps: int
+    stages: int  # tiles that are on their way at once
+    ahead: int = 512  # bytes of each of its rows that a program asks for before the kernel before it has ended
+    registers: int | None = None  # of a thread at most, so that more programs run at once; for NVIDIA's
+
+    @property
+    def options(self) -> dict[str, int]:
+        limit = {"maxnreg": self.registers} if self.registers and backend() == "cuda" else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+
+
+def choose_launch(rows: int, kind: str, dtype: torch.dtype) -> Launch:
+    """For so many rows of this format, and a matrix of the kind "float", "int8", "int4" or "float8"."""
+    if dtype == torch.float32:
+        return Launch(32, 8, 1, ahead=0)  # without tensor cores
+    if backend() == "hip":
+        return Launch(64, 4, 2)  # shared memory is short
+    if rows <= 16:
+        return Launch(64, 4, 5)
+    return Launch(64, 4, 4) if rows <= 32 else Launch(128, 8, 3)
+
+
+def product(
+    x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """residual [rows, out] + x [rows, in] @ weight [out, in].T + bias [out], in x's format.
+
+    Up to `FEW_ROWS` rows do not know how many there are; more may.
     """
-    rows, (outputs, columns) = x.shape[0], weight.shape
-    if not rows:
-        return x.new_empty(0, outputs)
-    matrix: tuple[Tensor, Tensor | None, Tensor | None]
-    if isinstance(weight, Tensor):
-        matrix, group, step = (weight.contiguous(), None, None), columns, _MOST_COLUMNS
-        bits = 8 * weight.itemsize
-    else:
-        matrix, group, step = (weight.data, weight.scales, weight.mins), weight.group, _tile_columns(weight)
-        bits = weight.bits
-    splits, length = _splits(outputs, columns, step)
-    out = x.new_empty(rows, outputs)
-    partial = out if splits == 1 else x.new_empty(splits, rows, outputs, dtype=torch.float32)
-    tile_rows = 16 if rows <= 16 else 32
-    _product[(triton.cdiv(rows, tile_rows), triton.cdiv(outputs, _OUTPUTS), splits)](
-        x.contiguous(),
-        *matrix,
-        bias if splits == 1 else None,
-        partial,
-        rows,
-        outputs,
-        columns,
-        group,
-        length,
-        BITS=bits,
-        ROWS=tile_rows,
-        OUTPUTS=_OUTPUTS,
-        COLUMNS=step,
-        ONE_SCALE=group % (2 * HALF) == 0 or group >= columns,
-        num_warps=4,
-        num_stages=4,
-    )
-    if splits > 1:
-        _sum_splits[(rows, triton.cdiv(outputs, 1024))](partial, bias, out, outputs, SPLITS=splits, OUTPUTS=1024)
-    return out
+    if x.shape[0] <= FEW_ROWS:
+        return _launch(x, weight, bias, residual, gated=False)
+    y = _many_rows_product(x, weight, bias)
+    return y if residual is None else y.add_(residual)
 
 
-def many_rows_product(x: Tensor, weight: QuantizedRows, bias: Tensor | None = None) -> Tensor:
-    """The same of so many rows that arithmetic counts: widened first, then PyTorch's product, in its own order."""
-    return F.linear(x, dequantize(weight, x.dtype), bias)
+def gated_product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None = None) -> Tensor:
+    """`silu_and_mul(product(x, weight, bias))`, to the bit, [rows, out / 2]."""
+    if x.shape[0] <= FEW_ROWS:
+        return _launch(x, weight, bias, None, gated=True)
+    return silu_and_mul(_many_rows_product(x, weight, bias))
+
+
+def _many_rows_product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None) -> Tensor:
+    """PyTorch's, in its own order: in 8-bit floats where they have a scale for each row, else of the matrix widened."""
+    if isinstance(weight, QuantizedRows):
+        if fp8.takes(x, weight):
+            return fp8.product(x, weight, bias)
+        weight = dequantize(weight, x.dtype)
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def dequantize(weight: QuantizedRows, dtype: torch.dtype) -> Tensor:
@@ -77,34 +96,92 @@ def dequantize(weight: QuantizedRows, dtype: torch.dtype) -> Tensor:
     outputs, columns = weight.shape
     out = torch.empty(outputs, columns, dtype=dtype, device=weight.data.device)
     _dequantize[(outputs, triton.cdiv(columns, _WIDENED))](
-        weight.data,
+        _units(weight),
         weight.scales,
         weight.mins,
         out,
         outputs,
         columns,
-        weight.data.shape[1],
+        weight.data.shape[1] // 2,
         weight.group,
-        BITS=weight.bits,
+        FORMAT=weight.name,
+        SLICE=weight.slice,
+        PACKED=16 // weight.bits,
         COLUMNS=_WIDENED,
     )
     return out
 
 
-def _tile_columns(weight: QuantizedRows) -> int:
-    """As many as share a scale; two scales in 4 bits, if a group has an odd number of halves."""
-    if weight.group >= weight.shape[1]:
-        return _MOST_COLUMNS
-    power = weight.group & -weight.group  # the largest power of two in it
-    return min(_MOST_COLUMNS, max(power, HALF if weight.bits == 8 else 2 * HALF))
+def _launch(
+    x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None, residual: Tensor | None, *, gated: bool
+) -> Tensor:
+    rows, (outputs, columns) = x.shape[0], weight.shape
+    out = x.new_empty(rows, outputs // 2 if gated else outputs)
+    if not rows:
+        return out
+    matrix: tuple[Tensor, Tensor | None, Tensor | None]
+    if isinstance(weight, Tensor):
+        kind, group, packed, width = "float", columns, 1, _FLOAT_COLUMNS
+        matrix = weight.contiguous(), None, None
+    else:
+        kind, group, packed, width = weight.name, weight.group, 16 // weight.bits, weight.slice
+        matrix = _units(weight), weight.scales, weight.mins
+    launch = choose_launch(rows, kind, x.dtype)
+    units = matrix[0].shape[1]
+    splits, length = _splits(outputs, units, width, matrix[0].itemsize)
+    tiles = triton.cdiv(outputs, launch.outputs)
+    partial = x.new_empty(splits, rows, outputs, dtype=torch.float32) if splits > 1 else None
+    _product[(tiles, splits)](
+        x.contiguous(),
+        *matrix,
+        bias,
+        None if residual is None else residual.contiguous(),
+        out,
+        partial,
+        counters(x.device, tiles) if splits > 1 else None,
+        rows,
+        outputs,
+        columns,
+        units,
+        length,
+        FORMAT=kind,
+        PACKED=packed,
+        GROUP=group,
+        RUN=min(packed, math.gcd(group, packed * width) // width) if group < columns else packed,
+        GROUPED=group < columns or matrix[2] is not None,
+        GATED=gated,
+        EVEN=columns % (packed * width) == 0,
+        SPLIT=splits > 1,
+        ROWS=max(16, triton.next_power_of_2(rows)),
+        OUTPUTS=launch.outputs,
+        UNITS=width,
+        AHEAD=launch.ahead if units * matrix[0].itemsize % 16 == 0 else 0,
+        BY_BITS=capability() >= 80,
+        **launch.options,
+        **one_order(),
+        **early(),
+    )
+    return out
 
 
-def _splits(outputs: int, columns: int, step: int) -> tuple[int, int]:
-    """Into how many parts a matrix's columns are cut, and how many columns each has."""
-    steps = triton.cdiv(columns, step)
-    wanted = min(_MOST_SPLITS, _PROGRAMS // triton.cdiv(outputs, _OUTPUTS), steps // _LEAST_STEPS)
+def splits_of(weight: Tensor | QuantizedRows) -> int:
+    """Into how many parts a matrix's columns are cut."""
+    data, width = (weight, _FLOAT_COLUMNS) if isinstance(weight, Tensor) else (_units(weight), weight.slice)
+    return _splits(weight.shape[0], data.shape[1], width, data.itemsize)[0]
+
+
+def _units(weight: QuantizedRows) -> Tensor:
+    return weight.data.view(torch.int16)
+
+
+def _splits(outputs: int, units: int, width: int, size: int) -> tuple[int, int]:
+    """How many parts a matrix's columns are cut into, and how many units of a row each has; `size`: a unit's bytes."""
+    steps = triton.cdiv(units, width)
+    wanted = min(
+        _MOST_SPLITS, _PROGRAMS // triton.cdiv(outputs, _PROGRAM_OUTPUTS), steps * width * size // _LEAST_SPLIT
+    )
     length = triton.cdiv(steps, max(1, wanted))
-    return triton.cdiv(steps, length), length * step
+    return triton.cdiv(steps, length), length * width
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -114,100 +191,198 @@ def _product(
     scales,
     mins,
     bias,
+    residual,
     out,
+    partial,
+    counters,
     rows,
     outputs,
     columns,
-    group,
-    length,  # columns of a split
-    BITS: tl.constexpr,
+    units,  # of a row of the matrix: elements, or of packed ones 16 bits
+    length,  # of a split
+    FORMAT: tl.constexpr,
+    PACKED: tl.constexpr,  # elements in a unit, each of another slice
+    GROUP: tl.constexpr,
+    RUN: tl.constexpr,  # slices that share a scale, wherever they lie
+    GROUPED: tl.constexpr,  # whether scales are more than a factor of the result
+    GATED: tl.constexpr,
+    EVEN: tl.constexpr,
+    SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ONE_SCALE: tl.constexpr,
+    UNITS: tl.constexpr,
+    AHEAD: tl.constexpr,
+    BY_BITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
-    """Grid: tiles of rows, tiles of outputs, splits."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    split = tl.program_id(2)
-    acc = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    for first in range(split * length, tl.minimum(columns, (split + 1) * length), COLUMNS):
-        if BITS > 4:
-            column = first + tl.arange(0, COLUMNS)
-            width = tl.cdiv(columns, _HALF) * _HALF if scales is not None else columns
-            q = _tile(data, output, column, outputs, width)
-            acc += _scaled(x, q, scales, mins, row, output, column, first // group, rows, outputs, columns)
-        else:
-            at = tl.arange(0, COLUMNS // 2)
-            width = tl.cdiv(columns, 2 * _HALF) * _HALF
-            q = _tile(data, output, first // 2 + at, outputs, width)
-            low, high = (q & 15).to(tl.int8), (q >> 4).to(tl.int8)
-            if mins is None:
-                low, high = low - 8, high - 8
-            column = first + at // _HALF * (2 * _HALF) + at % _HALF
-            above = first // group if ONE_SCALE else tl.minimum(first + _HALF, columns - 1) // group
-            acc += _scaled(x, low, scales, mins, row, output, column, first // group, rows, outputs, columns)
-            acc += _scaled(x, high, scales, mins, row, output, column + _HALF, above, rows, outputs, columns)
-    mask = (row < rows)[:, None] & (output < outputs)[None, :]
+    """Grid: tiles of outputs, splits. Half of a gated tile are gates, the other half what they open."""
+    tile, split, splits, row = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.arange(0, ROWS)
+    output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
+    begin, end = split * length, tl.minimum(units, (split + 1) * length)
+    if EARLY and AHEAD > 0:
+        size = data.dtype.element_ty.primitive_bitwidth // 8
+        _ask_for(data + output.to(tl.int64) * units + begin, tl.minimum(AHEAD, (end - begin) * size))
+    await_earlier(EARLY)
+    acc = _part(
+        x,
+        data,
+        scales,
+        mins,
+        row,
+        output,
+        begin,
+        end,
+        rows,
+        outputs,
+        columns,
+        units,
+        FORMAT,
+        PACKED,
+        GROUP,
+        RUN,
+        GROUPED,
+        EVEN,
+        UNITS,
+        BY_BITS,
+    )
+    mask = (row < rows)[None, :] & inside[:, None]
+    if SPLIT:
+        place = partial + row[None, :] * outputs + output[:, None]
+        tl.store(place + split * rows * outputs, acc, mask=mask)
+        if not last_to_arrive(counters + tile, splits):
+            return
+        acc = tl.zeros([OUTPUTS, ROWS], tl.float32)
+        for each in range(splits):
+            acc += tl.load(place + each * rows * outputs, mask=mask, other=0.0, cache_modifier=".cg")
+    if scales is not None and not GROUPED:
+        acc *= _of_outputs(scales + output, ROWS)
     if bias is not None:
-        acc += tl.load(bias + output, mask=output < outputs, other=0.0).to(tl.float32)[None, :]
-    place = (split * rows + row).to(tl.int64)[:, None] * outputs + output[None, :]
+        acc += _of_outputs(bias + output, ROWS)
+    if GATED:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, [2, OUTPUTS // 2, ROWS]), 1, 2, 0))
+        acc = activated(gate, up, out.dtype.element_ty)
+        outputs = outputs // 2
+        output, inside = _outputs_of(tile, outputs, OUTPUTS // 2, False)
+        mask = (row < rows)[None, :] & inside[:, None]
+    place = row[None, :] * outputs + output[:, None]
+    if residual is not None:
+        acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _tile(data, output, place, outputs, width):
-    """Elements [OUTPUTS, n] of the matrix at `place` in its rows; zeros behind them."""
-    mask = (output < outputs)[:, None] & (place < width)[None, :]
-    return tl.load(data + output.to(tl.int64)[:, None] * width + place[None, :], mask=mask, other=0.0)
+def _outputs_of(tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
+    """Which rows of the matrix a tile has, and which of them are real: those behind the last are the last again."""
+    at = tl.arange(0, OUTPUTS)
+    if GATED:
+        at, half = tile * (OUTPUTS // 2) + at % (OUTPUTS // 2), at // (OUTPUTS // 2)
+        return tl.minimum(at, outputs // 2 - 1) + half * (outputs // 2), at < outputs // 2
+    else:
+        at += tile * OUTPUTS
+        return tl.minimum(at, outputs - 1), at < outputs
 
 
 @triton.jit
-def _scaled(x, q, scales, mins, row, output, column, group, rows, outputs, columns):
-    """x [rows, n] times elements [OUTPUTS, n] of one group, with its scales and mins: float32 [rows, OUTPUTS]."""
-    mask = (row < rows)[:, None] & (column < columns)[None, :]
-    part = tl.load(x + row.to(tl.int64)[:, None] * columns + column[None, :], mask=mask, other=0.0)
-    inside = output < outputs
-    result = tl.dot(part, tl.trans(q.to(part.dtype)), input_precision="ieee")
-    if scales is not None:
-        scale = tl.load(scales + group * outputs + output, mask=inside, other=0.0).to(tl.float32)
-        result *= scale[None, :]
-    if mins is not None:
-        least = tl.load(mins + group * outputs + output, mask=inside, other=0.0).to(tl.float32)
-        result += tl.sum(part.to(tl.float32), 1)[:, None] * least[None, :]
-    return result
+def _ask_for(rows, size):
+    """Brings the first bytes of rows of the matrix, so many from each address, into the GPU's cache."""
+    ask: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; // $0"
+    tl.inline_asm_elementwise(ask, "=r,l,r", [rows, size], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def _sum_splits(partial, bias, out, outputs, SPLITS: tl.constexpr, OUTPUTS: tl.constexpr):
-    """Grid: rows, parts of a row."""
-    row, rows = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
-    mask = output < outputs
-    total = tl.zeros([OUTPUTS], tl.float32)
-    for split in range(SPLITS):
-        total += tl.load(partial + (split * rows + row) * outputs + output, mask=mask, other=0.0)
-    if bias is not None:
-        total += tl.load(bias + output, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * outputs + output, total.to(out.dtype.element_ty), mask=mask)
+def _part(
+    x,
+    data,
+    scales,
+    mins,
+    row,
+    output,
+    begin,
+    end,
+    rows,
+    outputs,
+    columns,
+    units,
+    FORMAT: tl.constexpr,
+    PACKED: tl.constexpr,
+    GROUP: tl.constexpr,
+    RUN: tl.constexpr,
+    GROUPED: tl.constexpr,
+    EVEN: tl.constexpr,
+    UNITS: tl.constexpr,
+    BY_BITS: tl.constexpr,
+):
+    """Rows of the matrix times those of x, of the units [begin, end): float32 [outputs, rows]."""
+    at = tl.arange(0, UNITS)
+    matrix, x_rows = data + (output.to(tl.int64) * units)[:, None], x + (row * columns)[:, None]
+    acc = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
+    for first in range(begin, end, UNITS):
+        if EVEN or PACKED > 1:
+            tile = tl.load(matrix + (first + at)[None, :])
+        else:
+            tile = tl.load(matrix + (first + at)[None, :], mask=(first + at < units)[None, :], other=0.0)
+        sums, total = tl.zeros(acc.shape, tl.float32), tl.zeros(acc.shape, tl.float32)
+        for slice in tl.static_range(PACKED):
+            column = first * PACKED + slice * UNITS + at
+            wanted = (row < rows)[:, None] if EVEN else (row < rows)[:, None] & (column < columns)[None, :]
+            part = tl.trans(tl.load(x_rows + column[None, :], mask=wanted, other=0.0))
+            weight = tile if PACKED == 1 else widened(tile, slice, FORMAT, mins is None, BY_BITS)
+            weight = weight.to(part.dtype)
+            if not GROUPED:
+                acc = tl.dot(weight, part, acc, input_precision="ieee")
+            else:
+                sums = tl.dot(weight, part, sums, input_precision="ieee")
+                if mins is not None:  # how much each row of x adds up to: for each output, in the order of a product
+                    ones = tl.full(weight.shape, 1, tl.float32).to(part.dtype)
+                    total = tl.dot(ones, part, total, input_precision="ieee")
+                if (slice + 1) % RUN == 0:
+                    start = tl.minimum(first * PACKED + slice * UNITS, columns - 1)  # behind: padding with zeros
+                    place = start // GROUP * outputs + output
+                    acc = tl.fma(sums, _of_outputs(scales + place, acc.shape[1]), acc)
+                    sums = tl.zeros(acc.shape, tl.float32)
+                    if mins is not None:
+                        acc = tl.fma(total, _of_outputs(mins + place, acc.shape[1]), acc)
+                        total = tl.zeros(acc.shape, tl.float32)
+    return acc
 
 
 @triton.jit
-def _dequantize(data, scales, mins, out, outputs, columns, width, group, BITS: tl.constexpr, COLUMNS: tl.constexpr):
+def _of_outputs(places, ROWS: tl.constexpr):
+    """What lies there for each output, float32, the same for all rows."""
+    return tl.broadcast_to(tl.load(places).to(tl.float32)[:, None], [places.shape[0], ROWS])
+
+
+@triton.jit
+def _dequantize(
+    data,
+    scales,
+    mins,
+    out,
+    outputs,
+    columns,
+    units,
+    group,
+    FORMAT: tl.constexpr,
+    SLICE: tl.constexpr,
+    PACKED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     """Grid: rows, parts of a row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < columns
-    if BITS == 8:
-        q = tl.load(data + row * width + column, mask=mask, other=0.0).to(tl.float32)
+    BITS: tl.constexpr = 16 // PACKED
+    unit = column // (PACKED * SLICE) * SLICE + column % SLICE
+    tile = tl.load(data + row * units + unit, mask=mask, other=0)
+    q = (tile >> (column // SLICE % PACKED * BITS).to(tl.int16)) & ((1 << BITS) - 1)
+    if FORMAT == "float8":
+        wide = q.to(tl.int8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    elif FORMAT == "int8":
+        wide = q.to(tl.int8).to(tl.float32)
     else:
-        pair = column % (2 * _HALF)
-        byte = tl.load(data + row * width + column // (2 * _HALF) * _HALF + pair % _HALF, mask=mask, other=0)
-        q = tl.where(pair < _HALF, byte & 15, byte >> 4).to(tl.float32)
-        if mins is None:
-            q -= 8
+        wide = q.to(tl.float32) - 8 if mins is None else q.to(tl.float32)
     at = column // group * outputs + row
-    q *= tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
+    wide *= tl.load(scales + at, mask=mask, other=0.0).to(tl.float32)
     if mins is not None:
-        q += tl.load(mins + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * columns + column, q.to(out.dtype.element_ty), mask=mask)
+        wide += tl.load(mins + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + row * columns + column, wide.to(out.dtype.element_ty), mask=mask)

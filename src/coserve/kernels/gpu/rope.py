@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from coserve.kernels.gpu.eight_bits import levels, rounded, scale_of
+from coserve.kernels.gpu.target import await_earlier, early
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
 _PAGE = tl.constexpr(BLOCK_SIZE)
@@ -50,6 +51,7 @@ def rope_and_store(
         HALF_PADDED=triton.next_power_of_2(dim // 2),
         LEVELS=levels(keys.dtype) if key_scales is not None else 0.0,
         num_warps=1 if group * dim <= 256 else 4,
+        **early(),
     )
 
 
@@ -104,8 +106,10 @@ def _rope_and_store(
     DIM: tl.constexpr,
     HALF_PADDED: tl.constexpr,
     LEVELS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One key head of one row, and the query heads that share it. Grid: rows, kv heads."""
+    await_earlier(EARLY)
     keys, values, key_scales, value_scales, k_strides, v_strides = cached
     k_block, k_head, k_dim, k_token = k_strides
     v_block, v_head, v_token, v_dim = v_strides

@@ -1,4 +1,4 @@
-"""Norms and activation, with what comes before and after them in one pass over memory, and their gradients.
+"""Norms and activation, and their gradients.
 
 Each row is one program's (a part of it in the activation): what a row becomes depends on nothing else. Sums are in
 float32; where the reference rounds to the rows' format, so do these.
@@ -6,42 +6,20 @@ float32; where the reference rounds to the rows' format, so do these.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from coserve.kernels.gpu.eight_bits import levels, rounded, scale_of
+from coserve.kernels.gpu.target import await_earlier, early
 
 _COLUMNS = 1024  # of the activation, for one program
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., n], weight [n] -> [..., n] (Zhang & Sennrich, 2019)."""
-    x, out = x.contiguous(), x.new_empty(x.shape)
-    _launch_norm(x, None, weight, out, None, None, eps)
+    x, out, n = x.contiguous(), x.new_empty(x.shape), x.shape[-1]
+    _norm[(x.numel() // n,)](x, weight, out, n, eps, **_whole_row(n), **early())
     return out
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """x and residual [rows, n], contiguous -> the norm of their sum, and the sum."""
-    out, total = torch.empty_like(x), torch.empty_like(x)
-    _launch_norm(x, residual, weight, out, total, None, eps)
-    return out, total
-
-
-def rms_norm_quantized(
-    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, residual: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`add_rms_norm` (or without a residual, `rms_norm`) in `torch.int8` or an 8-bit float format.
-
-    -> elements [rows, n], their scales float32 [rows] by which they are multiplied, and the sum (x without a residual).
-    """
-    out = torch.empty_like(x, dtype=dtype)
-    scales = x.new_empty(x.shape[0], dtype=torch.float32)
-    total = x if residual is None else torch.empty_like(x)
-    _launch_norm(x, residual, weight, out, total, scales, eps)
-    return out, scales, total
 
 
 def rms_norm_gradient(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
@@ -57,7 +35,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     x = x.contiguous()
     rows, n = x.shape[0], x.shape[1] // 2
     out = x.new_empty(rows, n)
-    _silu[(rows, triton.cdiv(n, _COLUMNS))](x, out, n, COLUMNS=_COLUMNS)
+    _silu[(rows, triton.cdiv(n, _COLUMNS))](x, out, n, COLUMNS=_COLUMNS, **early())
     return out
 
 
@@ -69,12 +47,6 @@ def silu_and_mul_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return dx
 
 
-def _launch_norm(x, residual, weight, out, total, scales, eps):
-    n = x.shape[-1]
-    bits = 0.0 if scales is None else levels(out.dtype)
-    _norm[(x.numel() // n,)](x, residual, weight, out, total, scales, n, eps, LEVELS=bits, **_whole_row(n))
-
-
 def _whole_row(n: int) -> dict[str, int]:
     """A row in one piece, and threads to match."""
     columns = triton.next_power_of_2(n)
@@ -82,39 +54,17 @@ def _whole_row(n: int) -> dict[str, int]:
 
 
 @triton.jit
-def _norm(
-    x,
-    residual,
-    weight,
-    out,
-    total,
-    scales,
-    n,
-    eps,
-    LEVELS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def _norm(x, weight, out, n, eps, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     """Grid: rows."""
+    await_earlier(EARLY)
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
     mask = column < n
     at = row * n + column
     values = tl.load(x + at, mask=mask, other=0.0)
-    dtype: tl.constexpr = values.dtype
     wide = values.to(tl.float32)
-    if residual is not None:
-        wide += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
-        wide = wide.to(dtype).to(tl.float32)
-        tl.store(total + at, wide.to(dtype), mask=mask)
     scale = 1 / tl.sqrt(tl.sum(wide * wide, 0) / n + eps)
     factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
-    normed = (wide * scale).to(dtype).to(tl.float32) * factor
-    if scales is not None:
-        normed = normed.to(dtype).to(tl.float32)
-        shrunk = scale_of(normed, LEVELS)
-        tl.store(scales + row, shrunk)
-        tl.store(out + at, rounded(normed, shrunk, out.dtype.element_ty), mask=mask)
-    else:
-        tl.store(out + at, normed.to(dtype), mask=mask)
+    tl.store(out + at, ((wide * scale).to(values.dtype).to(tl.float32) * factor).to(values.dtype), mask=mask)
 
 
 @triton.jit
@@ -133,16 +83,22 @@ def _norm_gradient(x, weight, grad, dx, n, eps, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _silu(x, out, n, COLUMNS: tl.constexpr):
+def _silu(x, out, n, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     """Grid: rows, parts of a row."""
+    await_earlier(EARLY)
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     mask = column < n
     gate = tl.load(x + row * 2 * n + column, mask=mask, other=0.0)
-    up = tl.load(x + row * 2 * n + n + column, mask=mask, other=0.0).to(tl.float32)
-    wide = gate.to(tl.float32)
-    activated = (wide * tl.sigmoid(wide)).to(gate.dtype).to(tl.float32)
-    tl.store(out + row * n + column, (activated * up).to(gate.dtype), mask=mask)
+    up = tl.load(x + row * 2 * n + n + column, mask=mask, other=0.0)
+    tl.store(out + row * n + column, activated(gate, up, gate.dtype).to(gate.dtype), mask=mask)
+
+
+@triton.jit
+def activated(gate, up, dtype: tl.constexpr):
+    """silu(gate) * up, not yet rounded; what the reference rounds to `dtype` on the way is."""
+    gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
+    return (gate * tl.sigmoid(gate)).to(dtype).to(tl.float32) * up
 
 
 @triton.jit

@@ -1,0 +1,85 @@
+"""The table of serving and training at once: what is lost by those who are served, and by the training.
+
+Requests of a real service's lengths arrive at random at half of the rate that saturates inference alone; the same ones
+with and without training beside them, in turn. Training alone has the whole chip: no engine between its slices.
+"""
+
+from __future__ import annotations
+
+from benchmarks.client import Window, closed_loop_rate, open_loop, serving_figures
+from benchmarks.gpu_bench import Bench, aim, free_memory
+from benchmarks.gpu_training import shape_of, train_steps
+from benchmarks.report import Row, median, paired_ratio, progress
+from benchmarks.training_load import TrainingInEngine
+from benchmarks.workload import endless_requests, poisson_arrivals
+
+_LOAD = 0.5
+_PATIENCE = 30.0
+ALONE, BESIDE = "alone", "beside training"
+
+
+def measure(bench: Bench) -> list[Row]:
+    engine = bench.engine()
+    training = TrainingInEngine(engine, shape_of(bench), bench.seed)
+    training.warm_up()
+    peak = saturating_rate(bench)
+    free_memory()
+    trained = train_steps(bench, training.machine, 2 if bench.quick else 4).tokens_per_s(shape_of(bench).step_tokens)
+    progress(f"saturated at {peak:.3g} requests/s; training alone {trained:.0f} tokens/s")
+    rounds = []
+    for number in range(1, bench.rounds + 1):
+        for setting in (ALONE, BESIDE)[:: 1 if number % 2 else -1]:
+            row = serve(bench, peak, number, training if setting == BESIDE else None)
+            rounds.append({"setting": setting, "round": number, **row})
+            progress(f"{setting}, round {number}: {row}")
+    return summary(rounds, trained)
+
+
+def saturating_rate(bench: Bench) -> float:
+    """Requests/s when there are always more to serve."""
+    engine, size = bench.engine(), bench.size
+    vocabulary = size.config["vocab_size"]
+    requests = endless_requests("random", vocabulary, engine.max_context, bench.seed, size.trace_scale, 1.0)
+    return closed_loop_rate(engine, requests, size.streams, bench.seconds / 2)
+
+
+def serve(bench: Bench, peak: float, number: int, training: TrainingInEngine | None) -> Row:
+    """One round under load, the same requests in each setting."""
+    engine, size, seed = bench.engine(), bench.size, 1000 * bench.seed + number
+    vocabulary = size.config["vocab_size"]
+    requests = endless_requests("random", vocabulary, engine.max_context, seed, size.trace_scale, 1.0)
+    if training is not None:
+        free_memory()  # of the trainer before: a new one asks what is free
+        training.start()
+    window = Window.after(bench.seconds / 4, bench.seconds)
+    arrivals = poisson_arrivals(requests, _LOAD * peak, seed)
+    settled = lambda: training is None or training.marks.reached(window.end)  # noqa: E731
+    timelines = open_loop(engine, arrivals, window, settled, _PATIENCE)
+    figures = serving_figures(timelines, window)
+    figures["training_tokens_per_s"] = 0.0 if training is None else training.marks.rate(window)
+    if training is not None:
+        training.stop()
+    return figures
+
+
+def summary(rounds: list[Row], trained: float) -> list[Row]:
+    """A row for each figure: alone, beside training, and the median ratio of the rounds."""
+
+    def of(setting: str, field: str) -> float | None:
+        return median(row[field] for row in rounds if row["setting"] == setting)
+
+    def row(name: str, field: str, at_most: float | None = None) -> Row:
+        ratio = paired_ratio(rounds, field, {"setting": BESIDE}, {"setting": ALONE})
+        wanted = {} if at_most is None else aim(ratio, at_most=at_most)
+        return {"figure": name, ALONE: of(ALONE, field), BESIDE: of(BESIDE, field), "ratio": ratio, **wanted}
+
+    beside = of(BESIDE, "training_tokens_per_s")
+    kept = None if beside is None else beside / trained
+    return [
+        row("ITL ms, p50", "itl_ms_p50", 1.10),
+        row("ITL ms, p99", "itl_ms_p99", 1.20),
+        {"figure": "training tokens/s", ALONE: trained, BESIDE: beside, "ratio": kept, **aim(kept, at_least=0.70)},
+        row("TTFT ms, p50", "ttft_ms_p50"),
+        row("TTFT ms, p99", "ttft_ms_p99"),
+        row("output tokens/s", "output_tokens_per_s"),
+    ]

@@ -1,0 +1,66 @@
+"""What the runner asks of a GPU besides its kernels: pinned memory, events, captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Card(Protocol):
+    """A GPU, or in tests what stands in for one."""
+
+    device: torch.device
+
+    def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Memory of the CPU that the GPU copies from and to by itself."""
+
+    def reached(self) -> Callable[[], None]:
+        """A function that waits until all has been computed that was launched up to now."""
+
+    def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
+        """Record launches, whose kernels have run before, without running them -> one launch of all of them.
+
+        What that returns is there until any launch of this card's that was captured.
+        """
+
+
+class Cuda:
+    """A GPU of PyTorch's "cuda": NVIDIA's, or AMD's.
+
+    From here on, what this thread launches goes to a stream of high priority.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        torch.cuda.set_device(device)
+        torch.cuda.synchronize()  # what other streams have begun is there for the new one
+        torch.cuda.set_stream(torch.cuda.Stream(priority=-1))
+        self._pool = torch.cuda.graph_pool_handle()  # one for all graphs: one runs at a time
+
+    def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, pin_memory=True)
+
+    def reached(self) -> Callable[[], None]:
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
+
+    def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
+        graph = torch.cuda.CUDAGraph()
+        # Not `torch.cuda.graph`, which waits for the GPU first. Other threads may go on using it.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            result = launches()
+        finally:
+            graph.capture_end()
+
+        def replay() -> T:
+            graph.replay()
+            return result
+
+        return replay

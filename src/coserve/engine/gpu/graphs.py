@@ -1,0 +1,94 @@
+"""Steps of decoding as graphs: one for each size of batch, length of context, and way of sampling that was met."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coserve.engine.gpu.card import Card
+from coserve.kernels import KVCache
+from coserve.kernels.gpu import decode
+from coserve.kernels.gpu.decode import DecodeRows
+from coserve.kernels.gpu.sampling import sample
+from coserve.models.decoder import Decoder
+
+_CONTEXTS = (256, 512, 1024, 2048)  # keys; beyond, attention always uses all the programs of a row that it may
+_UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A step that a graph is captured for, and whatever is smaller."""
+
+    rows: int
+    context: int  # keys of the longest row
+    filtered: bool  # whether any row samples by top_k, top_p or min_p
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a step leaves on the GPU until the next one: logits [rows, vocab] and tokens int64 [rows]."""
+
+    logits: Tensor
+    tokens: Tensor
+
+
+class DecodeGraphs:
+    """Captured when first needed, which takes about as long as three steps."""
+
+    def __init__(self, decoder: Decoder, cache: KVCache, card: Card, rows: DecodeRows):
+        self._decoder, self._cache, self._card, self._rows = decoder, cache, card, rows
+        self._captured: dict[Kind, Callable[[], Chosen]] = {}
+        self.sizes = batch_sizes(rows.tables.shape[0])
+
+    def kind(self, rows: int, context: int, filtered: bool) -> Kind:
+        """The smallest kind of step in which so many rows find room."""
+        return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), filtered)
+
+    def run(self, kind: Kind) -> Chosen:
+        """Launch a step over the rows as they stand."""
+        if kind not in self._captured:
+            self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        return self._captured[kind]()
+
+    def warm_up(self) -> None:
+        """Run every size of batch once, as kernels must be compiled before they are captured. All rows are idle."""
+        for rows in self.sizes:
+            for filtered in (False, True):
+                self._step(Kind(rows, _UNLIMITED, filtered))
+
+    def forget(self) -> None:
+        """The tensors that the graphs use are about to move."""
+        self._captured.clear()
+
+    @torch.inference_mode()
+    def _step(self, kind: Kind) -> Chosen:
+        rows, count = self._rows, kind.rows
+        decode.begin(rows, count)
+        hidden = self._decoder.forward(rows.token_ids[:count], rows.layout(count, kind.context), self._cache)
+        logits = self._decoder.logits(hidden)
+        tokens = sample(
+            logits,
+            rows.floats(decode.TEMPERATURE, count),
+            rows.inputs[decode.TOP_K, :count],
+            rows.floats(decode.TOP_P, count),
+            rows.floats(decode.MIN_P, count),
+            rows.floats(decode.UNIFORM, count),
+            filtered=kind.filtered,
+        )
+        decode.end(rows, tokens)
+        return Chosen(logits, tokens)
+
+
+def batch_sizes(most: int) -> list[int]:
+    """Sizes that graphs are captured for: steps grow with the size, so that little is computed in vain."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, most + 128, 128)]
+    return [*(size for size in sizes if size < most), most]
+
+
+def _at_least(sizes: Sequence[int], wanted: int) -> int:
+    return sizes[bisect.bisect_left(sizes, wanted)]

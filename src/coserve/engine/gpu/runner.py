@@ -1,0 +1,169 @@
+"""Runs steps on a GPU. See `coserve.engine.gpu`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coserve.engine.active import ActiveRequest, Sampled
+from coserve.engine.batch import Batch, Ride
+from coserve.engine.gpu.card import Card
+from coserve.engine.gpu.graphs import DecodeGraphs
+from coserve.engine.gpu.seats import Seats
+from coserve.engine.load import Load
+from coserve.engine.plan import Plan
+from coserve.engine.request import SamplingParams
+from coserve.engine.runner import Flight, Landed, Observe, made_up
+from coserve.engine.sampler import needs_logits, sample_row
+from coserve.kernels import KVCache
+from coserve.kernels.gpu.decode import DecodeRows
+from coserve.kernels.gpu.sampling import TOO_FEW, sample
+from coserve.models.decoder import Decoder
+
+_WARM_UP_ROWS = (16, 64, 256, 1024, 4096)
+_IN_FLIGHT = 4  # steps whose tokens may not have been read; two are in flight at most
+
+
+class GpuRunner:
+    """`scratch`: a block of the cache that belongs to nobody. `blocks`: of one sequence at most."""
+
+    takes_rides = False  # it would cost such a step its graph, which is worth more
+
+    def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
+        self._decoder, self._cache, self._card = decoder, cache, card
+        decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
+        self._most = rows
+        self._seats = Seats(card, decoding)
+        self._graphs = DecodeGraphs(decoder, cache, card, decoding)
+        self._tokens = [card.host(rows, dtype=torch.int64) for _ in range(_IN_FLIGHT)]
+        self._launched = 0
+        self._last_landing = 0.0
+
+    def launch(self, plan: Plan, ride: Ride | None) -> Flight:
+        if ride is None and self._only_decodes(plan):
+            return self._replay(plan, self._seats.seat)
+        return self._launch_each(plan, ride)
+
+    def goes_ahead(self, plan: Plan) -> bool:
+        return self._only_decodes(plan) and not any(r.careful or needs_logits(r) for r, _ in plan.chosen)
+
+    def launch_ahead(self, plan: Plan) -> Flight:
+        return self._replay(plan, self._seats.go_on)
+
+    def warm_up(self, blocks: Sequence[int], most_rows: int, observe: Observe) -> None:
+        self._graphs.warm_up()
+        for rows in (rows for rows in _WARM_UP_ROWS if rows <= most_rows):
+            for _ in range(2):  # the first time compiles
+                batch = Batch.of([made_up(rows, blocks)])
+                self._card.reached()()
+                started = time.perf_counter()
+                self._compute(batch, None)
+                self._card.reached()()
+                seconds = time.perf_counter() - started
+            observe(batch.load, seconds)
+
+    def forget(self) -> None:
+        self._graphs.forget()
+
+    def _only_decodes(self, plan: Plan) -> bool:
+        return all(s.kind == "decode" and s.adapter is None for _, s in plan.chosen) and len(plan.chosen) <= self._most
+
+    # ---- a graph ----------------------------------------------------------------------------------------------
+
+    def _replay(self, plan: Plan, seat: Callable[[Plan], list[int]]) -> Flight:
+        launched = time.perf_counter()
+        rows = seat(plan)
+        context = max(segment.start for _, segment in plan.chosen) + 1
+        filtered = any(_filters(request.params) for request, _ in plan.chosen)
+        chosen = self._graphs.run(self._graphs.kind(max(rows) + 1, context, filtered))
+        return self._flight(plan, None, Load.of(plan.segments()), chosen.tokens, chosen.logits, rows, launched)
+
+    # ---- operation by operation -------------------------------------------------------------------------------
+
+    def _launch_each(self, plan: Plan, ride: Ride | None) -> Flight:
+        launched = time.perf_counter()
+        batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
+        asking = plan.asking()
+        hidden = self._compute(batch, ride)
+        if not asking:
+            return self._flight(plan, ride, batch.load, None, None, [], launched)
+        with torch.inference_mode():
+            logits = self._decoder.logits(hidden)
+            tokens = _choose(logits, asking)
+        return self._flight(plan, ride, batch.load, tokens, logits, range(len(asking)), launched)
+
+    @torch.inference_mode()
+    def _compute(self, batch: Batch, ride: Ride | None) -> Tensor:
+        """The hidden states of the rows that are sampled from."""
+        there = batch.to(self._card.device)
+        keep = ride.keep_of(batch.rows) if ride else None
+        hidden = self._decoder.forward(there.token_ids, there.layout, self._cache, batch.adapters, keep)
+        return hidden[there.logit_rows]
+
+    # ---- landing ----------------------------------------------------------------------------------------------
+
+    def _flight(
+        self,
+        plan: Plan,
+        ride: Ride | None,
+        load: Load,
+        tokens: Tensor | None,
+        logits: Tensor | None,
+        rows: Sequence[int],
+        launched: float,
+    ) -> Flight:
+        """`rows`: of `tokens` and `logits`, for each segment that asked."""
+        self._launched += 1
+        number, here = self._launched, self._tokens[self._launched % _IN_FLIGHT]
+        if tokens is not None:
+            here[: tokens.shape[0]].copy_(tokens, non_blocking=True)
+        wait = self._card.reached()
+
+        def land() -> Landed:
+            wait()
+            now = time.perf_counter()
+            seconds = now - max(launched, self._last_landing)
+            self._last_landing = now
+            sampled: list[Sampled | None] = []
+            if tokens is not None and logits is not None:
+                values, still_there = here.tolist(), number == self._launched
+                for request, row in zip(plan.asking(), rows, strict=True):
+                    sampled.append(_sampled(request, values[row], logits[row] if still_there else None))
+            return Landed(sampled, seconds)
+
+        return Flight(plan, load, ride, land)
+
+
+def _sampled(request: ActiveRequest, token: int, logits: Tensor | None) -> Sampled | None:
+    """What the GPU has chosen, where that is all that was asked for; `logits` [vocab] are None when they are gone."""
+    if token != TOO_FEW and not needs_logits(request):
+        return Sampled(token)
+    if logits is None:
+        request.careful = True
+        return None
+    return sample_row(logits.float().cpu(), request)
+
+
+def _filters(params: SamplingParams) -> bool:
+    return not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
+
+
+def _choose(logits: Tensor, requests: Sequence[ActiveRequest]) -> Tensor:
+    """logits [requests, vocab] -> tokens int64, or `TOO_FEW`."""
+    params = [request.params for request in requests]
+    floats = np.array(
+        [
+            [p.temperature for p in params],
+            [p.top_p for p in params],
+            [p.min_p for p in params],
+            [0.0 if r.params.greedy else r.draw(r.completion_tokens) for r in requests],
+        ],
+        dtype=np.float32,
+    )
+    temperature, top_p, min_p, uniform = torch.from_numpy(floats).to(logits.device)
+    top_k = torch.tensor([max(0, p.top_k) for p in params], dtype=torch.int32, device=logits.device)
+    return sample(logits, temperature, top_k, top_p, min_p, uniform, filtered=any(map(_filters, params)))

@@ -1,0 +1,49 @@
+"""What the GPU at hand can do that not every GPU can, and how kernels are launched there."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.runtime import driver
+
+# Kernels of a step begin while the one before them ends (programmatic dependent launch). A switch for measurements.
+EARLY = True
+
+
+@functools.cache
+def backend() -> str:
+    """ "cuda", "hip" or "interpreter"."""
+    return "interpreter" if triton.knobs.runtime.interpret else driver.active.get_current_target().backend
+
+
+@functools.cache
+def capability() -> int:
+    """NVIDIA's compute capability, 90 for Hopper's; 0 of others."""
+    return int(driver.active.get_current_target().arch) if backend() == "cuda" else 0
+
+
+def early() -> dict[str, Any]:
+    """For the launch of a kernel that calls `await_earlier` before it reads what others wrote, or writes."""
+    return {"EARLY": True, "launch_pdl": True} if EARLY and capability() >= 90 else {"EARLY": False}
+
+
+def one_order() -> dict[str, Any]:
+    """For a launch whose tiles' shape follows from the number of rows, so that sums keep their order.
+
+    Of NVIDIA's instructions for tiles as high as these there is one kind for any number; of AMD's there are two.
+    """
+    return {"matrix_instr_nonkdim": 16} if backend() == "hip" else {}
+
+
+@triton.jit
+def await_earlier(EARLY: tl.constexpr):
+    """Lets the next kernel begin, which waits in its turn; then waits until all before this one have ended.
+
+    What never changes while steps run, such as a model's weights, may be read before.
+    """
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

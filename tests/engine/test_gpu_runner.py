@@ -1,0 +1,179 @@
+"""Steps on a GPU choose the tokens that a CPU chooses, though they are launched before the last ones are known.
+
+Without a GPU the CPU stands in: what chooses tokens and leads from step to step is interpreted, the model is computed
+as on a CPU (tests/kernels/gpu has its kernels), and a captured graph launches its operations again.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from coserve.engine.gpu import card
+from coserve.engine.gpu.runner import GpuRunner
+from tests.kernels.gpu.conftest import interpreted  # noqa: F401
+from tests.kernels.gpu.oracle import DEVICE
+from tests.tiny import tiny_checkpoint
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the CPU stands in for a GPU: in the interpreter only")
+
+GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+CONFIG = EngineConfig(kv_cache_tokens=1024, max_num_seqs=4, max_batch_tokens=64, train_tokens=64)
+
+
+class StandIn:
+    """A CPU for a card."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    def reached(self):
+        return lambda: None
+
+    def capture(self, launches):
+        return launches
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def loaded(checkpoint, config: EngineConfig = CONFIG) -> Engine:
+    home = checkpoint.parent / "home"  # the machine is measured once
+    return Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config, home=home)
+
+
+@pytest.fixture(scope="module")
+def cpu(checkpoint):
+    with loaded(checkpoint) as engine:
+        yield engine
+
+
+def on_the_gpu(checkpoint, monkeypatch, config: EngineConfig = CONFIG) -> Engine:
+    monkeypatch.setattr(card, "Cuda", StandIn)
+    monkeypatch.setattr("coserve.engine.runner.on_gpu", lambda tensor: True)
+    engine = loaded(checkpoint, config)
+    assert isinstance(engine._runner, GpuRunner)
+    return engine
+
+
+@pytest.fixture
+def engine(checkpoint, monkeypatch, cpu):
+    with on_the_gpu(checkpoint, monkeypatch) as engine:
+        engine.ahead = counted(engine, "launch_ahead")
+        yield engine
+
+
+def counted(engine: Engine, name: str) -> list:
+    """The calls of a method of the runner."""
+    calls, method = [], getattr(engine._runner, name)
+
+    def call(*args):
+        calls.append(args)
+        return method(*args)
+
+    setattr(engine._runner, name, call)
+    return calls
+
+
+def prompt(n: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(torch.randint(3, 400, (n,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+class Collector:
+    """Gathers one request's outputs; may cancel it."""
+
+    def __init__(self, engine: Engine, ids, params: SamplingParams, cancel_after: int | None = None):
+        self.outputs: list[Output] = []
+        self.done = threading.Event()
+        self.engine, self.cancel_after = engine, cancel_after
+        self.request = Request(ids, params, "tiny")
+        engine.submit(self.request, self.take)
+
+    def take(self, output: Output) -> None:
+        self.outputs.append(output)
+        if len(self.outputs) == self.cancel_after:
+            self.engine.cancel(self.request.id)
+        if output.finish_reason:
+            self.done.set()
+
+    def wait(self) -> list[Output]:
+        assert self.done.wait(120)
+        return self.outputs
+
+
+def alone(engine: Engine, ids, params: SamplingParams) -> list[int]:
+    return [output.token_id for output in Collector(engine, ids, params).wait()]
+
+
+def together(engine: Engine, asked) -> list[list[int]]:
+    """All submitted at once, between two steps."""
+    collectors: list[Collector] = []
+    engine.call(lambda: collectors.extend(Collector(engine, ids, params) for ids, params in asked))
+    begun = threading.Event()
+    engine.call(begun.set)
+    assert begun.wait(60)
+    return [[output.token_id for output in c.wait()] for c in collectors]
+
+
+def test_tokens_are_the_cpu_s_in_any_company(engine, cpu):
+    lengths = ((5, 20), (40, 9), (17, 14), (3, 30), (30, 3), (12, 25))  # more than there are seats
+    asked = [
+        (prompt(n, seed), SamplingParams(temperature=0, max_tokens=most, ignore_eos=True))
+        for seed, (n, most) in enumerate(lengths)
+    ]
+    wanted = [alone(cpu, *one) for one in asked]
+    assert together(engine, asked) == wanted
+    assert len(engine.ahead) > 5, "steps were launched before the last one's tokens were known"
+
+
+def test_a_seed_draws_the_cpu_s_tokens(engine, cpu):
+    kinds = ({}, {"top_k": 20}, {"top_p": 0.8}, {"min_p": 0.05, "temperature": 0.7})
+    asked = [
+        (prompt(9, i), SamplingParams(seed=i, max_tokens=12, ignore_eos=True, **kind)) for i, kind in enumerate(kinds)
+    ]
+    assert together(engine, asked) == [alone(cpu, *one) for one in asked]
+    assert engine.ahead
+
+
+def test_penalties_and_logprobs_are_the_cpu_s(engine, cpu):
+    params = SamplingParams(
+        temperature=0, max_tokens=8, ignore_eos=True, logprobs=2, repetition_penalty=1.5, logit_bias={7: 3.0}
+    )
+    ours = Collector(engine, prompt(9), params).wait()
+    wanted = Collector(cpu, prompt(9), params).wait()
+    assert [o.token_id for o in ours] == [o.token_id for o in wanted]
+    assert [o.logprob.logprob for o in ours] == pytest.approx([o.logprob.logprob for o in wanted], abs=1e-4)
+    assert not engine.ahead, "what the logits are needed for does not go ahead"
+
+
+def test_where_the_best_tokens_do_not_reach_the_whole_row_decides(engine, cpu, monkeypatch):
+    monkeypatch.setattr("coserve.kernels.gpu.sampling.CANDIDATES", 4)
+    params = SamplingParams(seed=3, temperature=1.5, top_p=0.99, max_tokens=12, ignore_eos=True)
+    assert alone(engine, prompt(9), params) == alone(cpu, prompt(9), params)
+
+
+def test_stopping_and_leaving_while_a_step_is_on_its_way(engine, cpu):
+    free = alone(cpu, prompt(6), GREEDY)
+    stopping = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=(free[7],))
+    assert alone(engine, prompt(6), stopping) == free[: free.index(free[7]) + 1]
+    leaving = Collector(engine, prompt(6), GREEDY, cancel_after=4).wait()
+    assert leaving[-1].finish_reason == "cancelled" and len(leaving) < 20
+    assert alone(engine, prompt(6), GREEDY) == free
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_with_hardly_any_cache_requests_give_way_and_lose_nothing(checkpoint, monkeypatch, cpu):
+    config = EngineConfig(kv_cache_tokens=80, max_num_seqs=4, max_batch_tokens=32, train_tokens=64)
+    asked = [(prompt(20, seed), GREEDY) for seed in range(4)]
+    wanted = [alone(cpu, *one) for one in asked]
+    with on_the_gpu(checkpoint, monkeypatch, config) as engine:
+        assert together(engine, asked) == wanted
+        assert engine.stats().preemptions > 0

@@ -1,0 +1,147 @@
+"""A GPU's way through a micro-batch, on a CPU's tensors: gradients against PEFT's whatever is kept or cut."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from coserve.training.config import LoraConfig
+from coserve.training.layer_pass import Activations, LayerPass, kept_bytes_per_row
+from coserve.training.lora import LoraAdapter
+from coserve.training.microbatch import MicroBatch
+from coserve.training.packs import attend, pack
+from tests.training.test_gradients import assert_same_gradients, case, machine_for  # noqa: F401 (case: a fixture)
+
+ALL, NONE = 1 << 30, 0
+
+
+def run_layers(decoder, adapter, batch, *, kept_bytes: int, seconds: float, key: str | None = None) -> LayerPass:
+    micro = MicroBatch.of(sorted(batch, key=lambda s: len(s.tokens)), None)
+    work = LayerPass(
+        machine_for(decoder),
+        micro,
+        Activations(decoder, micro.rows + 3, kept_bytes),
+        adapter=(lambda row: adapter.layers(key, row)) if adapter else None,
+        scale=1 / sum(s.targets for s in batch),
+    )
+    assert work.ride(100) is None
+    while (piece := work.next_slice(seconds)) is not None:
+        piece.run()
+    return work
+
+
+def one_layer(decoder, batch) -> int:
+    """Bytes in which one layer's graph and a half has room."""
+    rows = sum(len(s.tokens) for s in batch)
+    return int(1.5 * rows * kept_bytes_per_row(decoder.config, decoder.dtype.itemsize))
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 0.0])
+@pytest.mark.parametrize("kept", ["all", "one", "none"])
+def test_gradients_and_loss_equal_pefts(case, kept, seconds):  # noqa: F811
+    decoder, adapter, batch, wanted_loss, wanted = case
+    for grad in adapter.parameters.grads.values():
+        grad.zero_()
+    kept_bytes = {"all": ALL, "one": one_layer(decoder, batch), "none": NONE}[kept]
+    work = run_layers(decoder, adapter, batch, kept_bytes=kept_bytes, seconds=seconds)
+    assert abs(work.loss_sum * work.scale - wanted_loss) < 1e-4 * wanted_loss
+    assert_same_gradients(adapter.parameters.grads, wanted)
+
+
+def test_as_many_layers_are_kept_as_there_is_memory_for(case):  # noqa: F811
+    decoder, adapter, batch, _, _ = case
+    kinds = []
+    micro = MicroBatch.of(batch, None)
+    work = LayerPass(
+        machine_for(decoder),
+        micro,
+        Activations(decoder, micro.rows, one_layer(decoder, batch)),
+        adapter=lambda row: adapter.layers(None, row),
+        scale=1.0,
+    )
+    while (piece := work.next_slice(math.inf)) is not None:
+        piece.run()
+        kinds.append(piece.kind)
+    forward, backward = ["train-layer"] * 3, ["train-backward", "train-recompute", "train-recompute"]
+    assert kinds == [*forward, "train-head", *backward]
+
+
+def test_what_a_graph_keeps_is_what_is_counted(case):  # noqa: F811
+    """Bytes of the distinct tensors that autograd saves in a layer, against the formula that the budget goes by."""
+    decoder, adapter, batch, _, _ = case
+    rows, seen, weights = sum(len(s.tokens) for s in batch), {}, set()
+    for tensor in decoder.tensors().values():
+        weights.add(tensor.untyped_storage().data_ptr())
+    for leaf in adapter.parameters.leaves.values():
+        weights.add(leaf.untyped_storage().data_ptr())
+
+    def saved(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.numel() > rows:
+            seen[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    micro = MicroBatch.of(batch, None)
+    work = LayerPass(
+        machine_for(decoder),
+        micro,
+        Activations(decoder, rows, ALL),
+        adapter=lambda row: adapter.layers(None, row),
+        scale=1.0,
+    )
+    work.next_slice(math.inf).run()
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
+        work.next_slice(math.inf).run()
+    own = work.w.inputs[1].untyped_storage().data_ptr()
+    kept = sum(size for pointer, (size, _) in seen.items() if pointer != own) / rows
+    counted = kept_bytes_per_row(decoder.config, 4)
+    assert 0.7 * counted < kept < 1.5 * counted  # padding, masks and low ranks weigh more in a tiny model
+
+
+@pytest.mark.parametrize("kept_bytes", [ALL, NONE])
+def test_dropout_is_repeated_exactly(case, kept_bytes):  # noqa: F811
+    decoder, _, batch, _, _ = case
+    config, gradients = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3), []
+    for budget, seconds in ((ALL, math.inf), (kept_bytes, 0.0)):
+        adapter = LoraAdapter(decoder.config, config, dtype=torch.float32, weight_decay=0.0, seed=1)
+        with torch.no_grad():
+            for name, leaf in adapter.parameters.leaves.items():
+                if name.endswith(".b"):
+                    leaf.fill_(0.02)
+        run_layers(decoder, adapter, batch, kept_bytes=budget, seconds=seconds, key="key")
+        gradients.append(adapter.parameters.grads)
+    assert_same_gradients(*gradients)
+
+
+@pytest.mark.parametrize("lengths", [(7, 7, 7), (3, 5, 5, 40, 41, 9), (60,)])
+@pytest.mark.parametrize("window", [None, 6])
+def test_packed_attention_equals_each_sequence_alone_with_its_gradient(lengths, window):
+    torch.manual_seed(0)
+    rows = sum(lengths)
+    leaves = [torch.randn(rows, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (6, 3, 3)]
+    grad = torch.randn(rows, 48, dtype=torch.float64)
+    attend(*leaves, pack(lengths, torch.device("cpu")), window).backward(grad)
+    ours = [leaf.grad for leaf in leaves]
+    out, first = [], 0
+    for leaf in leaves:
+        leaf.grad = None
+    for length in lengths:
+        where = torch.arange(length)
+        back = where.unsqueeze(1) - where
+        seen = (back >= 0) & (back < (window or length))
+        q, k, v = (leaf[first : first + length].transpose(0, 1).unsqueeze(0) for leaf in leaves)
+        one = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        out.append(one[0].transpose(0, 1).flatten(1))
+        first += length
+    torch.cat(out).backward(grad)
+    for actual, leaf in zip(ours, leaves, strict=True):
+        assert torch.allclose(actual, leaf.grad)
+
+
+def test_packs_pad_little_and_hold_every_row_once():
+    padded, alike = pack((3, 5, 5, 40, 40), torch.device("cpu"))
+    assert (padded.first, padded.last, alike.first, alike.last) == (0, 13, 13, 93)
+    assert padded.index is not None and sorted(set(padded.index.tolist())) == list(range(13))
+    assert alike.index is None
