@@ -295,7 +295,8 @@ class Engine:
 
         Returns when the memory is free for other programs: how many bytes. Requests in flight, those that come
         meanwhile and background work wait, and go on afterwards as if nothing had been. On a CPU the engine only rests:
-        there is nowhere to move to. Raises `Unavailable` if main memory has no room; then the engine goes on.
+        there is nowhere to move to. From any thread, but not from `on_output`, which is in the middle of a step. Raises
+        `Unavailable` if main memory has no room; then the engine goes on.
         """
         return self._between_steps(self._fall_asleep)
 
