@@ -18,7 +18,7 @@ def active(
 
 
 def new_scheduler(blocks: int = 64, **config) -> Scheduler:
-    return Scheduler(EngineConfig(**config), BlockPool(blocks))
+    return Scheduler(EngineConfig(**config).on("cpu"), BlockPool(blocks))
 
 
 def settle(plan: Plan) -> None:

@@ -7,6 +7,7 @@ as on a CPU (tests/kernels/gpu has its kernels), and a captured graph launches i
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -24,6 +25,17 @@ GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 CONFIG = EngineConfig(kv_cache_tokens=1024, max_num_seqs=4, max_batch_tokens=64, train_tokens=64)
 
 
+class Moment:
+    def __init__(self):
+        self.time = time.perf_counter()
+
+    def wait(self) -> None:
+        pass
+
+    def seconds_since(self, earlier) -> float:
+        return self.time - earlier.time
+
+
 class StandIn:
     """A CPU for a card."""
 
@@ -33,8 +45,8 @@ class StandIn:
     def host(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)
 
-    def reached(self):
-        return lambda: None
+    def mark(self):
+        return Moment()
 
     def capture(self, launches):
         return launches

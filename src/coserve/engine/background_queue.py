@@ -77,10 +77,19 @@ class BackgroundQueue:
         return self._own_stream() is not None
 
     @property
+    def depth(self) -> int:
+        """How many slices may be in flight."""
+        return self._clock.in_flight
+
+    @property
+    def in_flight(self) -> int:
+        self._read_finished()
+        return len(self._flights)
+
+    @property
     def full(self) -> bool:
         """Whether as many slices are in flight as may be: `run` would wait for the oldest."""
-        self._read_finished()
-        return len(self._flights) >= self._clock.in_flight
+        return self.in_flight >= self.depth
 
     def add(self, work: BackgroundWork) -> None:
         self._works.append(work)

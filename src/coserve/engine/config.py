@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from coserve.errors import InvalidRequest
@@ -20,7 +20,7 @@ class EngineConfig:
     """
 
     max_num_seqs: int = 64  # requests in a batch
-    max_batch_tokens: int = 256  # tokens in a step: the largest chunk of a prompt
+    max_batch_tokens: int = 0  # tokens in a step: the largest chunk of a prompt; 0: 256 on a CPU, 8192 on a GPU
     max_waiting: int = 1024  # requests of the same or a higher priority in the queue; more are refused
     kv_cache_tokens: int | None = None  # None: as many as memory suggests, see `cache_size.py`
     protect: Protect = 1.10
@@ -36,10 +36,14 @@ class EngineConfig:
                 f"protect is {self.protect!r}; it must be a factor of at least 1 (say 1.10), or 'goals'.",
                 param="protect",
             )
-        for name in ("max_num_seqs", "max_batch_tokens", "max_waiting", "train_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least 1.", param=name)
+        for name, least in (("max_num_seqs", 1), ("max_batch_tokens", 0), ("max_waiting", 1), ("train_tokens", 1)):
+            if getattr(self, name) < least:
+                raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least {least}.", param=name)
         if self.slices not in ("between", "beside"):
             raise InvalidRequest(f"slices is {self.slices!r}; it must be 'between' or 'beside'.", param="slices")
         if not self.aging_seconds > 0:
             raise InvalidRequest(f"aging_seconds is {self.aging_seconds!r}; it must be above 0.", param="aging_seconds")
+
+    def on(self, device_type: str) -> EngineConfig:
+        """With what suits a "cpu" or a GPU ("cuda"), where nothing was said."""
+        return replace(self, max_batch_tokens=self.max_batch_tokens or (256 if device_type == "cpu" else 8192))

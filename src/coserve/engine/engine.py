@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -80,7 +81,7 @@ class Engine:
         config: EngineConfig | None = None,
         generation_config: GenerationConfig | None = None,
     ):
-        self.config = config or EngineConfig()
+        self.config = (config or EngineConfig()).on(decoder.device.type)
         self.generation_config = generation_config or GenerationConfig()
         self.decoder, self.tokenizer, self.name = decoder, tokenizer, name
         self.cost = decoder.cost
@@ -391,6 +392,7 @@ class Engine:
         """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
         flight = self._flight or self._launch()
         self._flight = self._launch_ahead(flight)
+        self._run_beside(flight.plan)
         self._land(flight)
 
     def _launch(self) -> Flight:
@@ -415,7 +417,8 @@ class Engine:
         whole = plan.alone + plan.grown
         self._account(flight, whole, landed.seconds)
         self._settle(plan, landed.sampled)
-        self._use_slack(plan, min(whole, landed.seconds))
+        if not self._background.beside:
+            self._use_slack(plan, min(whole, landed.seconds))
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
@@ -455,7 +458,10 @@ class Engine:
         """Compare with the prediction, and book the time to inference (predicted: `whole`) and to training."""
         c, load, riding = self._counters, flight.load, flight.ride is not None
         c.predicted, c.measured = self._predictor.step_seconds(load, riding=riding), seconds
-        self._predictor.observe(load, seconds, riding=riding)
+        if self._background.beside and self._background.in_flight:
+            self._slack.share(whole, seconds)  # slower than alone, which the predictor should not learn
+        else:
+            self._predictor.observe(load, seconds, riding=riding)
         c.steps += 1
         if not riding and all(segment.kind == "decode" for segment in flight.plan.segments()):
             c.mbu += 0.05 * (self._predictor.mbu(load, seconds) - c.mbu)
@@ -578,16 +584,27 @@ class Engine:
             budget -= spent
             smallest = self._background.smallest()
 
+    def _run_beside(self, plan: Plan) -> None:
+        """While a step is on its way: slices on a stream of their own, as long as they have not slowed steps too much.
+
+        Beside prompts there are none: both wait for arithmetic.
+        """
+        if not self._background.beside or self._stopping or self.scheduler.backlog or plan.short:
+            return
+        while self._slack.balance >= 0 and not self._background.full and self._run_slice(math.inf, at_least_one=True):
+            pass
+
     def _run_idle_slice(self) -> bool:
         """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do.
 
-        A request comes, on average, in the middle of a slice: it waits for half of it.
+        A request comes, on average, in the middle of a slice: it waits for half of it, and on a GPU for the next one,
+        which was launched already.
         """
         if not self._background:
             return False
         share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
         low, high = _IDLE_SLICE_LIMITS
-        seconds = min(high, max(low, 2 * share * self._first_token_seconds))
+        seconds = min(high, max(low, share * self._first_token_seconds / (self._background.depth - 0.5)))
         return self._run_slice(seconds, at_least_one=True) > 0
 
     def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:

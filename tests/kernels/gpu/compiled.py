@@ -82,6 +82,7 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _fp8()
     yield from _experts()
     yield from _dropout()
+    yield from _decode()
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
@@ -177,6 +178,14 @@ def _dropout() -> Iterator[Callable[[], Any]]:
     from coserve.kernels.gpu.dropout import dropout
 
     yield lambda: dropout(torch.zeros(2, 4096, dtype=torch.bfloat16), 0.1, 1 << 31, 5)
+
+
+def _decode() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu import decode
+
+    rows = decode.DecodeRows.idle(64, 1000, 7, "cpu")
+    yield lambda: decode.begin(rows, 64)
+    yield lambda: decode.end(rows, torch.zeros(64, dtype=torch.int64))
 
 
 if __name__ == "__main__":

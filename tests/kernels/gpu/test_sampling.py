@@ -35,7 +35,8 @@ def drawn(logits: torch.Tensor, params: list[SamplingParams], uniform: list[floa
 def wanted(logits: torch.Tensor, params: SamplingParams, uniform: float) -> int:
     if params.greedy:
         return int(logits.argmax())
-    return sampler._draw(logits.float(), SimpleNamespace(params=params, random=SimpleNamespace(random=lambda: uniform)))
+    request = SimpleNamespace(params=params, completion_tokens=0, draw=lambda index: uniform)
+    return sampler._draw(logits.float(), request)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

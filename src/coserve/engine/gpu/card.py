@@ -11,6 +11,14 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+class Mark(Protocol):
+    def wait(self) -> None:
+        """Until the GPU has come to it."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        """How long the GPU took from there to here; both were reached."""
+
+
 class Card(Protocol):
     """A GPU, or in tests what stands in for one."""
 
@@ -19,8 +27,8 @@ class Card(Protocol):
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Memory of the CPU that the GPU copies from and to by itself."""
 
-    def reached(self) -> Callable[[], None]:
-        """A function that waits until all has been computed that was launched up to now."""
+    def mark(self) -> Mark:
+        """A point in what is launched: behind all that was launched up to now."""
 
     def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
         """Record launches, whose kernels have run before, without running them -> one launch of all of them.
@@ -45,10 +53,8 @@ class Cuda:
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
 
-    def reached(self) -> Callable[[], None]:
-        event = torch.cuda.Event()
-        event.record()
-        return event.synchronize
+    def mark(self) -> _Event:
+        return _Event()
 
     def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
         graph = torch.cuda.CUDAGraph()
@@ -64,3 +70,16 @@ class Cuda:
             return result
 
         return replay
+
+
+class _Event:
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)
+        self._event.record()
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+    def seconds_since(self, earlier: Mark) -> float:
+        assert isinstance(earlier, _Event)
+        return float(earlier._event.elapsed_time(self._event)) / 1e3

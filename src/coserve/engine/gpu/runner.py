@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from coserve.engine.active import ActiveRequest, Sampled
 from coserve.engine.batch import Batch, Ride
-from coserve.engine.gpu.card import Card
+from coserve.engine.gpu.card import Card, Mark
 from coserve.engine.gpu.graphs import DecodeGraphs
 from coserve.engine.gpu.seats import Seats
 from coserve.engine.load import Load
@@ -41,7 +40,6 @@ class GpuRunner:
         self._graphs = DecodeGraphs(decoder, cache, card, decoding)
         self._tokens = [card.host(rows, dtype=torch.int64) for _ in range(_IN_FLIGHT)]
         self._launched = 0
-        self._last_landing = 0.0
 
     def launch(self, plan: Plan, ride: Ride | None) -> Flight:
         if ride is None and self._only_decodes(plan):
@@ -54,17 +52,17 @@ class GpuRunner:
     def launch_ahead(self, plan: Plan) -> Flight:
         return self._replay(plan, self._seats.go_on)
 
+    @torch.inference_mode()
     def warm_up(self, blocks: Sequence[int], most_rows: int, observe: Observe) -> None:
         self._graphs.warm_up()
         for rows in (rows for rows in _WARM_UP_ROWS if rows <= most_rows):
             for _ in range(2):  # the first time compiles
                 batch = Batch.of([made_up(rows, blocks)])
-                self._card.reached()()
-                started = time.perf_counter()
-                self._compute(batch, None)
-                self._card.reached()()
-                seconds = time.perf_counter() - started
-            observe(batch.load, seconds)
+                started = self._card.mark()
+                self._decoder.logits(self._compute(batch, None))
+                ended = self._card.mark()
+                ended.wait()
+            observe(batch.load, ended.seconds_since(started))
 
     def forget(self) -> None:
         self._graphs.forget()
@@ -75,7 +73,7 @@ class GpuRunner:
     # ---- a graph ----------------------------------------------------------------------------------------------
 
     def _replay(self, plan: Plan, seat: Callable[[Plan], list[int]]) -> Flight:
-        launched = time.perf_counter()
+        launched = self._card.mark()
         rows = seat(plan)
         context = max(segment.start for _, segment in plan.chosen) + 1
         filtered = any(_filters(request.params) for request, _ in plan.chosen)
@@ -85,7 +83,7 @@ class GpuRunner:
     # ---- operation by operation -------------------------------------------------------------------------------
 
     def _launch_each(self, plan: Plan, ride: Ride | None) -> Flight:
-        launched = time.perf_counter()
+        launched = self._card.mark()
         batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
         asking = plan.asking()
         hidden = self._compute(batch, ride)
@@ -114,26 +112,23 @@ class GpuRunner:
         tokens: Tensor | None,
         logits: Tensor | None,
         rows: Sequence[int],
-        launched: float,
+        launched: Mark,
     ) -> Flight:
         """`rows`: of `tokens` and `logits`, for each segment that asked."""
         self._launched += 1
         number, here = self._launched, self._tokens[self._launched % _IN_FLIGHT]
         if tokens is not None:
             here[: tokens.shape[0]].copy_(tokens, non_blocking=True)
-        wait = self._card.reached()
+        ended = self._card.mark()
 
         def land() -> Landed:
-            wait()
-            now = time.perf_counter()
-            seconds = now - max(launched, self._last_landing)
-            self._last_landing = now
+            ended.wait()
             sampled: list[Sampled | None] = []
             if tokens is not None and logits is not None:
                 values, still_there = here.tolist(), number == self._launched
                 for request, row in zip(plan.asking(), rows, strict=True):
                     sampled.append(_sampled(request, values[row], logits[row] if still_there else None))
-            return Landed(sampled, seconds)
+            return Landed(sampled, ended.seconds_since(launched))
 
         return Flight(plan, load, ride, land)
 
