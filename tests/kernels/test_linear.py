@@ -137,6 +137,27 @@ def test_gradients_of_lora_equal_autograds_in_float64(w_dtype, dropped, rows):
             close(leaf.grad, o.grad)
 
 
+@pytest.mark.parametrize("w_dtype", [torch.float32, torch.bfloat16])
+def test_a_residual_is_added_to_the_result_and_its_gradient_is_the_identity(w_dtype):
+    x, weight, bias = make(6, 12, 8, torch.float32, w_dtype)
+    residual, grad = torch.randn(6, 12, requires_grad=True), torch.randn(6, 12)
+    layer = LoraLayer({"up_proj": LoraWeights(torch.randn(2, 8), torch.randn(4, 2), 0.5)})
+    with torch.no_grad():
+        assert torch.equal(linear(x, weight, bias, residual), residual + linear(x, weight, bias))
+    for loras in ([], [LoraRows(0, 6, layer)]):
+        plain = lora_linear(x, weight, bias, PARTS, loras)
+        y = lora_linear(x, weight, bias, PARTS, loras, residual=residual)
+        assert torch.equal(y, residual + plain)
+        residual.grad = None
+        y.backward(grad)
+        assert torch.equal(residual.grad, grad)
+        with torch.no_grad():
+            assert torch.equal(
+                lora_linear(x, weight, bias, PARTS, loras, residual=residual),
+                residual + lora_linear(x, weight, bias, PARTS, loras),
+            )
+
+
 def test_gradients_through_an_adapter_on_some_rows_are_refused():
     x, weight, _ = make(6, 12, 8, torch.float32, torch.float32)
     with pytest.raises(ValueError, match="one adapter on all rows"):

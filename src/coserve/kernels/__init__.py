@@ -6,7 +6,7 @@ in here.
 """
 
 from coserve.kernels.linear import LoraLayer, LoraRows, LoraWeights, linear, lora_linear
-from coserve.kernels.ops import paged_attention, rms_norm, rope_and_store, silu_and_mul
+from coserve.kernels.ops import gated_linear, paged_attention, rms_norm, rope_and_store, silu_and_mul
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LoraRows",
     "LoraWeights",
     "PagedLayout",
+    "gated_linear",
     "linear",
     "lora_linear",
     "paged_attention",

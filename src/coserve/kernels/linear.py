@@ -96,7 +96,7 @@ def lora_linear(
         adapted = [part for part in parts if layer is not None and part[0] in layer.modules]
         leaves = [t for name, _, _ in adapted for t in (layer.modules[name].a, layer.modules[name].b)]  # type: ignore[union-attr]
         return _added(residual, _Linear.apply(x, weight, bias, not gradient_only, layer, adapted, *leaves))
-    if not loras:
+    if not adapts(loras, parts):
         return _product(x, weight, bias, residual)
     y = _product(x, weight, bias)
     for rows in loras:
@@ -106,6 +106,11 @@ def lora_linear(
             if delta is not None:
                 y[rows.start : rows.end, first:last] += delta
     return _added(residual, y)
+
+
+def adapts(loras: Sequence[LoraRows], parts: Parts) -> bool:
+    """Whether any adapter has any of these modules."""
+    return any(name in rows.layer.modules for rows in loras for name, _, _ in parts)
 
 
 def _added(residual: Tensor | None, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Norms, activation, RoPE with the KV write, and paged attention.
+"""Norms, activation (after its product, too), RoPE with the KV write, and paged attention.
 
 By where the rows are: on a GPU in Triton; on a CPU native where built, else PyTorch's ops.
 
@@ -7,6 +7,7 @@ With gradients enabled, norms and activation are those of `differentiable`; the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import c_float, c_int64
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from coserve.kernels import differentiable, reference
 from coserve.kernels.gpu import kernels_for
+from coserve.kernels.linear import LoraRows, Parts, Weight, adapts, lora_linear
 from coserve.kernels.native import kernel, pointer
 from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
 
@@ -45,6 +47,16 @@ def silu_and_mul(x: Tensor) -> Tensor:
     out = x.new_empty(x.shape[0], x.shape[1] // 2)
     run(pointer(x), pointer(out), x.shape[0], x.shape[1] // 2)
     return out
+
+
+def gated_linear(
+    x: Tensor, weight: Weight, bias: Tensor | None, parts: Parts, loras: Sequence[LoraRows], *, exact: bool = True
+) -> Tensor:
+    """`silu_and_mul` of `lora_linear`, in one kernel where that is a GPU's and there are no adapters."""
+    plain = exact and not torch.is_grad_enabled() and not adapts(loras, parts)
+    if plain and (gpu := kernels_for(x)):
+        return gpu.gated_product(x, weight, bias)
+    return silu_and_mul(lora_linear(x, weight, bias, parts, loras, exact=exact))
 
 
 def rope_and_store(

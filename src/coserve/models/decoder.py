@@ -59,6 +59,10 @@ class Linear:
             x, self.weight, self.bias, self.parts, loras, residual=residual, exact=exact, gradient_only=gradient_only
         )
 
+    def gated(self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True) -> Tensor:
+        """silu of the first half of the outputs times the second half."""
+        return kernels.gated_linear(x, self.weight, self.bias, self.parts, loras, exact=exact)
+
 
 class DecoderLayer:
     """Attention and MLP, in two halves around the attention core, so that training can cut between them."""
@@ -114,7 +118,7 @@ class DecoderLayer:
         """
         h = self.o(attended, loras, residual=x, exact=exact)
         normed = kernels.rms_norm(h, self.post_norm, self.config.rms_norm_eps)
-        activated = kernels.silu_and_mul(self.gate_up(normed, loras, exact=exact))
+        activated = self.gate_up.gated(normed, loras, exact=exact)
         return self.down(activated, loras, residual=h, exact=exact, gradient_only=gradient_only)
 
     def forward(

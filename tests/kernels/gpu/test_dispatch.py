@@ -8,11 +8,13 @@ import sys
 import pytest
 import torch
 
-from coserve.engine.batch import Batch
+from coserve.engine.batch import Batch, Segment
 from coserve.engine.segment import Segment
-from coserve.kernels import KVCache, differentiable, gpu, reference
+from coserve.kernels import KVCache, differentiable, gpu, linear, lora_linear, reference
+from coserve.kernels.gpu.formats import dequantize
 from coserve.models.decoder import Decoder
 from tests.kernels.gpu.oracle import DEVICE
+from tests.kernels.gpu.test_products import packed_as
 from tests.tiny import tiny_checkpoint
 
 interpreted = pytest.mark.skipif(
@@ -71,6 +73,29 @@ def test_gradients_go_through_the_kernels():
     chain(reference, *wide).backward(grad.double())
     for ours, theirs in zip((x, weight), wide, strict=True):
         assert (ours.grad - theirs.grad).abs().max() < 1e-4
+
+
+@interpreted
+@pytest.mark.usefixtures("as_on_gpu")
+@pytest.mark.parametrize("rows", [3, 70])
+@pytest.mark.parametrize("kind", ["bfloat16", "float8", "int8", "int4"])
+def test_every_matrix_multiplies_with_a_residual_and_gives_gradients(rows, kind):
+    weight, (x, residual, grad) = packed_as(kind, 40, 96), (torch.randn(rows, n) for n in (96, 40, 40))
+    wide = weight.float() if isinstance(weight, torch.Tensor) else dequantize(weight)
+    wanted = residual + x @ wide.t()
+    x.requires_grad_(), residual.requires_grad_()
+    y = linear(x, weight, None, residual)
+    y.backward(grad)
+    assert (y - wanted).abs().max() < 1e-4 and torch.equal(residual.grad, grad)
+    assert (x.grad - grad @ wide).abs().max() < 1e-4
+    with torch.inference_mode():
+        for result in (linear(x, weight, None, residual), lora_linear(x, weight, None, [], [], residual=residual)):
+            assert (result - wanted).abs().max() < 1e-4
+
+
+def test_a_cpu_refuses_a_matrix_that_was_packed_for_a_gpu():
+    with pytest.raises(TypeError, match="packed for a GPU"):
+        linear(torch.randn(2, 96), packed_as("int8", 40, 96))
 
 
 def test_a_cpu_never_pays_for_triton():
