@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from coserve.engine.batch import Batch, Segment
+from coserve.engine.batch import Batch
 from coserve.engine.segment import Segment
 from coserve.kernels import KVCache, differentiable, gpu, linear, lora_linear, reference
 from coserve.kernels.gpu.formats import dequantize
