@@ -15,6 +15,8 @@ import torch
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.gpu import card
 from coserve.engine.gpu.runner import GpuRunner
+from coserve.models.adapter import save_adapter
+from coserve.models.matrices import module_sizes
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
 from tests.kernels.gpu.oracle import DEVICE
 from tests.tiny import tiny_checkpoint
@@ -102,11 +104,11 @@ def prompt(n: int, seed: int = 0) -> tuple[int, ...]:
 class Collector:
     """Gathers one request's outputs; may cancel it."""
 
-    def __init__(self, engine: Engine, ids, params: SamplingParams, cancel_after: int | None = None):
+    def __init__(self, engine: Engine, ids, params: SamplingParams, model="tiny", cancel_after: int | None = None):
         self.outputs: list[Output] = []
         self.done = threading.Event()
         self.engine, self.cancel_after = engine, cancel_after
-        self.request = Request(ids, params, "tiny")
+        self.request = Request(ids, params, model)
         engine.submit(self.request, self.take)
 
     def take(self, output: Output) -> None:
@@ -121,18 +123,35 @@ class Collector:
         return self.outputs
 
 
-def alone(engine: Engine, ids, params: SamplingParams) -> list[int]:
-    return [output.token_id for output in Collector(engine, ids, params).wait()]
+def alone(engine: Engine, ids, params: SamplingParams, model="tiny") -> list[int]:
+    return [output.token_id for output in Collector(engine, ids, params, model).wait()]
 
 
 def together(engine: Engine, asked) -> list[list[int]]:
     """All submitted at once, between two steps."""
     collectors: list[Collector] = []
-    engine.call(lambda: collectors.extend(Collector(engine, ids, params) for ids, params in asked))
+    engine.call(lambda: collectors.extend(Collector(engine, *one) for one in asked))
     begun = threading.Event()
     engine.call(begun.set)
     assert begun.wait(60)
     return [[output.token_id for output in c.wait()] for c in collectors]
+
+
+def random_adapter(path, config, rank: int):
+    """In PEFT's format, of all modules."""
+    generator = torch.Generator().manual_seed(rank)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    weights = {
+        (layer, module): (matrix(rank, n_in), matrix(n_out, rank))
+        for layer in range(config.num_hidden_layers)
+        for module, (n_in, n_out) in module_sizes(config).items()
+    }
+    targets = list(module_sizes(config))
+    save_adapter(path, weights, base_model="tiny", r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
+    return path
 
 
 def test_tokens_are_the_cpu_s_in_any_company(engine, cpu):
@@ -189,3 +208,15 @@ def test_with_hardly_any_cache_requests_give_way_and_lose_nothing(checkpoint, mo
     with on_the_gpu(checkpoint, monkeypatch, config) as engine:
         assert together(engine, asked) == wanted
         assert engine.stats().preemptions > 0
+
+
+def test_rows_of_any_adapter_and_of_none_go_through_one_step(engine, cpu, tmp_path):
+    for name, rank in (("one", 4), ("two", 20)):
+        path = random_adapter(tmp_path / name, cpu.model_config, rank)
+        cpu.load_adapter(name, path)
+        engine.load_adapter(name, path)
+    asked = [(prompt(9, i), GREEDY, model) for i, model in enumerate(("tiny", "one", "two", "one"))]
+    wanted = [alone(cpu, *one) for one in asked]
+    assert len({tuple(alone(cpu, prompt(9), GREEDY, model)) for model in ("tiny", "one", "two")}) == 3
+    assert together(engine, asked) == wanted
+    assert len(engine.ahead) > 5

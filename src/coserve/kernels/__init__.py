@@ -5,7 +5,7 @@ write, paged attention: the native library if it is there, else `reference`; on 
 in here.
 """
 
-from coserve.kernels.linear import LoraLayer, LoraRows, LoraWeights, linear, lora_linear
+from coserve.kernels.linear import LoraLayer, LoraRows, Loras, LoraWeights, StackedLora, linear, lora_linear
 from coserve.kernels.ops import gated_linear, paged_attention, rms_norm, rope_and_store, silu_and_mul
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
@@ -15,7 +15,9 @@ __all__ = [
     "LoraLayer",
     "LoraRows",
     "LoraWeights",
+    "Loras",
     "PagedLayout",
+    "StackedLora",
     "gated_linear",
     "linear",
     "lora_linear",

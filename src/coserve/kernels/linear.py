@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,25 @@ class LoraRows:
     layer: LoraLayer
 
 
+@dataclass(frozen=True)
+class StackedLora:
+    """A batch on a GPU in which any row may go through any adapter.
+
+    stacks: by the name of a matrix's first module, what all adapters have for that matrix (`gpu.lora.LoraStack`).
+    tiles: which rows go through which (`gpu.lora.lora_tiles`).
+    """
+
+    stacks: Mapping[str, Any]
+    tiles: Tensor
+
+    def add(self, y: Tensor, x: Tensor, parts: Parts) -> None:
+        """To y, the output of these modules for x, each row's adapter's."""
+        from coserve.kernels.gpu.lora import add_lora  # needs Triton
+
+        add_lora(y, x, self.stacks[parts[0][0]], self.tiles)
+
+
+Loras = Sequence[LoraRows] | StackedLora
 Parts = Sequence[tuple[str, int, int]]  # each module's columns of the output: (name, first, last + 1)
 
 
@@ -79,7 +99,7 @@ def lora_linear(
     weight: Weight,
     bias: Tensor | None,
     parts: Parts,
-    loras: Sequence[LoraRows],
+    loras: Loras,
     *,
     residual: Tensor | None = None,
     exact: bool = True,
@@ -91,6 +111,11 @@ def lora_linear(
     faster of two products is taken; then there must be one adapter on all rows, or none. `gradient_only`: nobody reads
     the output, only what flows back through it; without the residual it is zero.
     """
+    if isinstance(loras, StackedLora):
+        y = _product(x, weight, bias, residual)  # as without adapters, for the rows that have none
+        if adapts(loras, parts):
+            loras.add(y, x, parts)
+        return y
     if torch.is_grad_enabled() or not exact:
         layer = _adapter_of_all(loras, x.shape[0])
         adapted = [part for part in parts if layer is not None and part[0] in layer.modules]
@@ -108,8 +133,10 @@ def lora_linear(
     return _added(residual, y)
 
 
-def adapts(loras: Sequence[LoraRows], parts: Parts) -> bool:
+def adapts(loras: Loras, parts: Parts) -> bool:
     """Whether any adapter has any of these modules."""
+    if isinstance(loras, StackedLora):
+        return parts[0][0] in loras.stacks
     return any(name in rows.layer.modules for rows in loras for name, _, _ in parts)
 
 

@@ -7,7 +7,6 @@ With gradients enabled, norms and activation are those of `differentiable`; the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from ctypes import c_float, c_int64
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from coserve.kernels import differentiable, reference
 from coserve.kernels.gpu import kernels_for
-from coserve.kernels.linear import LoraRows, Parts, Weight, adapts, lora_linear
+from coserve.kernels.linear import Loras, Parts, Weight, adapts, lora_linear
 from coserve.kernels.native import kernel, pointer
 from coserve.kernels.paged import BLOCK_SIZE, TILE_ROWS, KVCache, PagedLayout
 
@@ -50,7 +49,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
 
 
 def gated_linear(
-    x: Tensor, weight: Weight, bias: Tensor | None, parts: Parts, loras: Sequence[LoraRows], *, exact: bool = True
+    x: Tensor, weight: Weight, bias: Tensor | None, parts: Parts, loras: Loras, *, exact: bool = True
 ) -> Tensor:
     """`silu_and_mul` of `lora_linear`, in one kernel where that is a GPU's and there are no adapters."""
     plain = exact and not torch.is_grad_enabled() and not adapts(loras, parts)

@@ -15,7 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coserve import kernels
-from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, differentiable, lora_linear, reference
+from coserve.kernels import (
+    KVCache,
+    LoraLayer,
+    LoraRows,
+    Loras,
+    PagedLayout,
+    StackedLora,
+    differentiable,
+    lora_linear,
+    reference,
+)
 from coserve.kernels.device import choose_device, make_current
 from coserve.kernels.linear import Weight
 from coserve.models.checkpoint import Checkpoint
@@ -36,6 +46,13 @@ class AdapterRows:
     layers: Sequence[LoraLayer]
 
 
+@dataclass(frozen=True)
+class StackedAdapters:
+    """The adapters of all rows of a batch on a GPU, for each layer."""
+
+    layers: Sequence[StackedLora]
+
+
 class Linear:
     """Modules that read the same input, side by side: a matrix [sum of outputs, in], and biases for all or none."""
 
@@ -48,7 +65,7 @@ class Linear:
     def __call__(
         self,
         x: Tensor,
-        loras: Sequence[LoraRows] = (),
+        loras: Loras = (),
         *,
         residual: Tensor | None = None,
         exact: bool = True,
@@ -59,7 +76,7 @@ class Linear:
             x, self.weight, self.bias, self.parts, loras, residual=residual, exact=exact, gradient_only=gradient_only
         )
 
-    def gated(self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True) -> Tensor:
+    def gated(self, x: Tensor, loras: Loras = (), *, exact: bool = True) -> Tensor:
         """silu of the first half of the outputs times the second half."""
         return kernels.gated_linear(x, self.weight, self.bias, self.parts, loras, exact=exact)
 
@@ -83,7 +100,7 @@ class DecoderLayer:
         self.q_norm = norm("self_attn.q_norm", config.head_dim) if config.qk_norm else None
         self.k_norm = norm("self_attn.k_norm", config.head_dim) if config.qk_norm else None
 
-    def project_qkv(self, x: Tensor, loras: Sequence[LoraRows] = (), *, exact: bool = True) -> Tensor:
+    def project_qkv(self, x: Tensor, loras: Loras = (), *, exact: bool = True) -> Tensor:
         """x [rows, hidden] -> [rows, (heads + 2 kv_heads) * head_dim], before head norms and RoPE."""
         return self.qkv(kernels.rms_norm(x, self.input_norm, self.config.rms_norm_eps), loras, exact=exact)
 
@@ -107,7 +124,7 @@ class DecoderLayer:
         self,
         x: Tensor,
         attended: Tensor,
-        loras: Sequence[LoraRows] = (),
+        loras: Loras = (),
         *,
         exact: bool = True,
         gradient_only: bool = False,
@@ -127,7 +144,7 @@ class DecoderLayer:
         layout: PagedLayout,
         cache: KVCache,
         rope: tuple[Tensor, Tensor],
-        loras: Sequence[LoraRows] = (),
+        loras: Loras = (),
         *,
         exact: bool = True,
     ) -> Tensor:
@@ -260,7 +277,7 @@ class Decoder:
         token_ids: Tensor,
         layout: PagedLayout,
         cache: KVCache,
-        adapters: Sequence[AdapterRows] = (),
+        adapters: Sequence[AdapterRows] | StackedAdapters = (),
         keep: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:
         """token_ids [rows] -> hidden states [rows, hidden] before the final norm; runs without gradients.
@@ -271,8 +288,7 @@ class Decoder:
         for layer in self.layers:
             if keep is not None:
                 keep(layer.index, x)
-            loras = [LoraRows(a.start, a.end, a.layers[layer.index]) for a in adapters]
-            x = layer.forward(x, layout, cache, self.rope, loras)
+            x = layer.forward(x, layout, cache, self.rope, _loras(adapters, layer.index))
         if keep is not None:
             keep(len(self.layers), x)
         return x
@@ -318,6 +334,12 @@ class Decoder:
                     if linear.bias is not None:
                         named[f"{module}.bias"] = linear.bias[first:last]
         return {name: tensor.detach().contiguous() for name, tensor in named.items()}
+
+
+def _loras(adapters: Sequence[AdapterRows] | StackedAdapters, layer: int) -> Loras:
+    if isinstance(adapters, StackedAdapters):
+        return adapters.layers[layer]
+    return [LoraRows(a.start, a.end, a.layers[layer]) for a in adapters]
 
 
 def _trainable(weight: Weight) -> Tensor | None:

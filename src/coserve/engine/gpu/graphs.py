@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card
-from coserve.kernels import KVCache
+from coserve.kernels import KVCache, StackedLora
 from coserve.kernels.gpu import decode
 from coserve.kernels.gpu.decode import DecodeRows
 from coserve.kernels.gpu.sampling import sample
-from coserve.models.decoder import Decoder
+from coserve.models.decoder import Decoder, StackedAdapters
 
 _CONTEXTS = (256, 512, 1024, 2048)  # keys; beyond, attention always uses all the programs of a row that it may
 _UNLIMITED = 1 << 30
@@ -26,7 +27,8 @@ class Kind:
 
     rows: int
     context: int  # keys of the longest row
-    filtered: bool  # whether any row samples by top_k, top_p or min_p
+    filtered: bool = False  # whether any row samples by top_k, top_p or min_p
+    adapted: bool = False  # whether any row has an adapter
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,15 @@ class Chosen:
 class DecodeGraphs:
     """Captured when first needed, which takes about as long as three steps."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, card: Card, rows: DecodeRows):
+    def __init__(self, decoder: Decoder, cache: KVCache, card: Card, rows: DecodeRows, adapters: AdapterSlots):
         self._decoder, self._cache, self._card, self._rows = decoder, cache, card, rows
+        self._adapters = adapters
         self._captured: dict[Kind, Callable[[], Chosen]] = {}
         self.sizes = batch_sizes(rows.tables.shape[0])
 
-    def kind(self, rows: int, context: int, filtered: bool) -> Kind:
+    def kind(self, rows: int, context: int, *, filtered: bool, adapted: bool) -> Kind:
         """The smallest kind of step in which so many rows find room."""
-        return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), filtered)
+        return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), filtered, adapted)
 
     def run(self, kind: Kind) -> Chosen:
         """Launch a step over the rows as they stand."""
@@ -56,20 +59,28 @@ class DecodeGraphs:
         return self._captured[kind]()
 
     def warm_up(self) -> None:
-        """Run every size of batch once, as kernels must be compiled before they are captured. All rows are idle."""
+        """Run every size of batch once, as kernels must be compiled before they are captured."""
+        self._rows.rest()
         for rows in self.sizes:
             for filtered in (False, True):
-                self._step(Kind(rows, _UNLIMITED, filtered))
+                self._step(Kind(rows, _UNLIMITED, filtered=filtered))
 
     def forget(self) -> None:
         """The tensors that the graphs use are about to move."""
         self._captured.clear()
 
+    def forget_adapted(self) -> None:
+        """The adapters have moved. All rows are idle then."""
+        self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
+        self._rows.rest()
+        self._step(Kind(self.sizes[0], _UNLIMITED, adapted=True))  # other ranks are other kernels
+
     @torch.inference_mode()
     def _step(self, kind: Kind) -> Chosen:
         rows, count = self._rows, kind.rows
         decode.begin(rows, count)
-        hidden = self._decoder.forward(rows.token_ids[:count], rows.layout(count, kind.context), self._cache)
+        layout, adapters = rows.layout(count, kind.context), self._stacked(count) if kind.adapted else ()
+        hidden = self._decoder.forward(rows.token_ids[:count], layout, self._cache, adapters)
         logits = self._decoder.logits(hidden)
         tokens = sample(
             logits,
@@ -82,6 +93,10 @@ class DecodeGraphs:
         )
         decode.end(rows, tokens)
         return Chosen(logits, tokens)
+
+    def _stacked(self, count: int) -> StackedAdapters:
+        tiles = self._rows.lora_tiles[:count]
+        return StackedAdapters([StackedLora(stacks, tiles) for stacks in self._adapters.stacks])
 
 
 def batch_sizes(most: int) -> list[int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from coserve.engine.active import ActiveRequest, Sampled
 from coserve.engine.batch import Batch, Ride
+from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card, Mark
 from coserve.engine.gpu.graphs import DecodeGraphs
 from coserve.engine.gpu.seats import Seats
@@ -36,8 +37,9 @@ class GpuRunner:
         self._decoder, self._cache, self._card = decoder, cache, card
         decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
         self._most = rows
-        self._seats = Seats(card, decoding)
-        self._graphs = DecodeGraphs(decoder, cache, card, decoding)
+        self._adapters = AdapterSlots(decoder)
+        self._seats = Seats(card, decoding, self._adapters)
+        self._graphs = DecodeGraphs(decoder, cache, card, decoding, self._adapters)
         self._tokens = [card.host(rows, dtype=torch.int64) for _ in range(_IN_FLIGHT)]
         self._launched = 0
 
@@ -68,16 +70,23 @@ class GpuRunner:
         self._graphs.forget()
 
     def _only_decodes(self, plan: Plan) -> bool:
-        return all(s.kind == "decode" and s.adapter is None for _, s in plan.chosen) and len(plan.chosen) <= self._most
+        return all(s.kind == "decode" for _, s in plan.chosen) and len(plan.chosen) <= self._most
 
     # ---- a graph ----------------------------------------------------------------------------------------------
 
     def _replay(self, plan: Plan, seat: Callable[[Plan], list[int]]) -> Flight:
+        adapters = [segment.adapter for _, segment in plan.chosen if segment.adapter is not None]
+        if self._adapters.hold(adapters):
+            self._graphs.forget_adapted()
         launched = self._card.mark()
         rows = seat(plan)
-        context = max(segment.start for _, segment in plan.chosen) + 1
-        filtered = any(_filters(request.params) for request, _ in plan.chosen)
-        chosen = self._graphs.run(self._graphs.kind(max(rows) + 1, context, filtered))
+        kind = self._graphs.kind(
+            max(rows) + 1,
+            context=max(segment.start for _, segment in plan.chosen) + 1,
+            filtered=any(_filters(request.params) for request, _ in plan.chosen),
+            adapted=bool(adapters),
+        )
+        chosen = self._graphs.run(kind)
         return self._flight(plan, None, Load.of(plan.segments()), chosen.tokens, chosen.logits, rows, launched)
 
     # ---- operation by operation -------------------------------------------------------------------------------

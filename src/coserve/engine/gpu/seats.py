@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from coserve.engine.active import ActiveRequest
+from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card
 from coserve.engine.plan import Plan
 from coserve.kernels.gpu import decode
@@ -31,8 +32,8 @@ class _Seat:
 
 
 class Seats:
-    def __init__(self, card: Card, rows: DecodeRows):
-        self._rows = rows
+    def __init__(self, card: Card, rows: DecodeRows, adapters: AdapterSlots):
+        self._rows, self._adapters = rows, adapters
         capacity = rows.tables.shape[0]
         self._by_row: list[_Seat | None] = [None] * capacity
         self._row_of: dict[int, int] = {}  # by the request's identity
@@ -56,6 +57,7 @@ class Seats:
                 self._sit_down(request, row)
             ints[decode.GROWN, row] = self._grown(row)
             ints[decode.TOKEN, row], ints[decode.POSITION, row] = request.tokens[-1], segment.start
+            ints[decode.ADAPTER, row] = self._adapters.slot(segment.adapter)
             if not request.params.greedy:
                 floats[decode.UNIFORM, row] = request.draw(request.completion_tokens)
             rows.append(row)

@@ -15,23 +15,25 @@ from torch import Tensor
 from coserve.kernels.paged import BLOCK_SIZE, PagedLayout
 
 # The rows of `DecodeRows.inputs`. The first ones change with every step.
-GROWN, UNIFORM, TOKEN, POSITION, TOP_K, TEMPERATURE, TOP_P, MIN_P = range(8)
+GROWN, UNIFORM, TOKEN, POSITION, ADAPTER, TOP_K, TEMPERATURE, TOP_P, MIN_P = range(9)
 EACH_STEP = 2
 SAME, IDLE = -1, -2  # instead of a new block: none is needed; nobody decodes in this row
 
 _PAGE = tl.constexpr(BLOCK_SIZE)
-_IDLE, _TOKEN, _POSITION = tl.constexpr(IDLE), tl.constexpr(TOKEN), tl.constexpr(POSITION)
+_IDLE, _TOKEN = tl.constexpr(IDLE), tl.constexpr(TOKEN)
+_POSITION, _ADAPTER = tl.constexpr(POSITION), tl.constexpr(ADAPTER)
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeRows:
     """A batch that decodes from step to step; row i is one sequence's until another one gets it.
 
-    inputs int32 [8, rows]: the new block, the random number (float32's bits, like all that are not integers), the last
-    token, its position, and what `sampling.sample` takes.
+    inputs int32 [9, rows]: the new block, the random number (float32's bits, like all that are not integers), the last
+    token, its position, the adapter's slot (`lora.LoraStack`), and what `sampling.sample` takes.
     tables int32 [rows, blocks]: the block tables.
     scratch: a block that nobody reads; idle rows write there.
-    token_ids int64 [rows], slots int32 [rows], segments int32 [rows, 4]: what `begin` makes of them for the decoder.
+    token_ids int64 [rows], slots int32 [rows], segments int32 [rows, 4], lora_tiles int32 [rows, 3]: what `begin` makes
+    of them for the decoder.
     """
 
     inputs: Tensor
@@ -40,15 +42,21 @@ class DecodeRows:
     token_ids: Tensor
     slots: Tensor
     segments: Tensor
+    lora_tiles: Tensor
 
     @classmethod
     def idle(cls, rows: int, blocks: int, scratch: int, device: torch.device | str) -> DecodeRows:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        inputs = zeros(8, rows)
+        inputs = zeros(9, rows)
         inputs[GROWN] = IDLE
-        return cls(inputs, zeros(rows, blocks), scratch, zeros(rows, dtype=torch.int64), zeros(rows), zeros(rows, 4))
+        token_ids = zeros(rows, dtype=torch.int64)
+        return cls(inputs, zeros(rows, blocks), scratch, token_ids, zeros(rows), zeros(rows, 4), zeros(rows, 3))
+
+    def rest(self) -> None:
+        """All rows are idle until they are told otherwise."""
+        self.inputs[GROWN].fill_(IDLE)
 
     def floats(self, what: int, rows: int) -> Tensor:
         return self.inputs[what, :rows].view(torch.float32)
@@ -70,9 +78,8 @@ class DecodeRows:
 def begin(rows: DecodeRows, count: int) -> None:
     """The first `count` rows are given their blocks, and say where they stand."""
     capacity, width = rows.tables.shape
-    _begin[(count,)](
-        rows.inputs, rows.tables, rows.token_ids, rows.slots, rows.segments, capacity, width, scratch=rows.scratch
-    )
+    made = (rows.token_ids, rows.slots, rows.segments, rows.lora_tiles)
+    _begin[(count,)](rows.inputs, rows.tables, *made, capacity, width, rows.scratch)
 
 
 def end(rows: DecodeRows, tokens: Tensor) -> None:
@@ -81,7 +88,7 @@ def end(rows: DecodeRows, tokens: Tensor) -> None:
 
 
 @triton.jit(do_not_specialize=["capacity", "width", "scratch"])
-def _begin(inputs, tables, token_ids, slots, segments, capacity, width, scratch):
+def _begin(inputs, tables, token_ids, slots, segments, lora_tiles, capacity, width, scratch):
     """Grid: rows."""
     row = tl.program_id(0)
     grown = tl.load(inputs + row)
@@ -102,6 +109,9 @@ def _begin(inputs, tables, token_ids, slots, segments, capacity, width, scratch)
     tl.store(segments + row * 4 + 1, 1)
     tl.store(segments + row * 4 + 2, position)
     tl.store(segments + row * 4 + 3, first)
+    tl.store(lora_tiles + row * 3, row)
+    tl.store(lora_tiles + row * 3 + 1, 1)
+    tl.store(lora_tiles + row * 3 + 2, tl.where(idle, 0, tl.load(inputs + _ADAPTER * capacity + row)))
 
 
 @triton.jit(do_not_specialize=["capacity"])

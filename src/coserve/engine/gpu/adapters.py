@@ -1,0 +1,52 @@
+"""The adapters that rows of a captured step may go through: one above the other in the GPU's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from coserve.kernels import LoraLayer
+from coserve.kernels.gpu.lora import LoraStack
+from coserve.models.decoder import Decoder, DecoderLayer
+
+Adapter = Sequence[LoraLayer]
+
+NONE = 0  # the slot of rows without one
+_MOST = 64  # beyond, those that are not needed now make room
+
+
+class AdapterSlots:
+    """Which slot is whose. An adapter gets one when it is first used; then all are laid out anew."""
+
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+        self._adapters: list[Adapter] = []
+        self._slots: dict[int, int] = {}  # by the adapter's identity
+        self.stacks: list[dict[str, LoraStack]] = []  # for each layer, by the name of a matrix's first module
+
+    def slot(self, adapter: Adapter | None) -> int:
+        return NONE if adapter is None else self._slots[id(adapter)]
+
+    def hold(self, adapters: Iterable[Adapter]) -> bool:
+        """Have slots for these; whether slots and memory are others than before."""
+        needed = {id(adapter): adapter for adapter in adapters}
+        new = [adapter for key, adapter in needed.items() if key not in self._slots]
+        if not new:
+            return False
+        kept = self._adapters
+        if len(kept) + len(new) > _MOST:
+            kept = [adapter for adapter in kept if id(adapter) in needed]
+        self._adapters = [*kept, *new]
+        self._slots = {id(adapter): slot for slot, adapter in enumerate(self._adapters, NONE + 1)}
+        self.stacks = [self._stack(layer) for layer in self._decoder.layers]
+        return True
+
+    def _stack(self, layer: DecoderLayer) -> dict[str, LoraStack]:
+        """Only of the matrices on which some adapter acts."""
+        layers = [LoraLayer({}), *(adapter[layer.index] for adapter in self._adapters)]
+        adapted = {name for lora in layers for name in lora.modules}
+        dtype, device = self._decoder.dtype, self._decoder.device
+        return {
+            linear.parts[0][0]: LoraStack.of(layers, linear.parts, linear.weight.shape[1], dtype, device)
+            for linear in layer.linears.values()
+            if any(name in adapted for name, _, _ in linear.parts)
+        }
