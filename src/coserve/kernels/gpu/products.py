@@ -59,7 +59,9 @@ def choose_launch(rows: int, kind: str, dtype: torch.dtype) -> Launch:
         return Launch(64, 4, 2)  # shared memory is short
     if rows <= 16:
         return Launch(64, 4, 5)
-    return Launch(64, 4, 4) if rows <= 32 else Launch(128, 8, 3)
+    if rows <= 32:
+        return Launch(64, 4, 4)
+    return Launch(128, 8, 2 if kind == "int4" else 3)
 
 
 def product(
@@ -218,10 +220,11 @@ def _product(
     """Grid: tiles of outputs, splits. Half of a gated tile are gates, the other half what they open."""
     tile, split, splits, row = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.arange(0, ROWS)
     output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
+    source = tl.where(inside, output, 0)  # for what is read: there is always such a row
     begin, end = split * length, tl.minimum(units, (split + 1) * length)
     if EARLY and AHEAD > 0:
         size = data.dtype.element_ty.primitive_bitwidth // 8
-        _ask_for(data + output.to(tl.int64) * units + begin, tl.minimum(AHEAD, (end - begin) * size))
+        _ask_for(data + source.to(tl.int64) * units + begin, tl.minimum(AHEAD, (end - begin) * size))
     await_earlier(EARLY)
     acc = _part(
         x,
@@ -229,7 +232,7 @@ def _product(
         scales,
         mins,
         row,
-        output,
+        source,
         begin,
         end,
         rows,
@@ -255,9 +258,9 @@ def _product(
         for each in range(splits):
             acc += tl.load(place + each * rows * outputs, mask=mask, other=0.0, cache_modifier=".cg")
     if scales is not None and not GROUPED:
-        acc *= _of_outputs(scales + output, ROWS)
+        acc *= _of_outputs(scales + source, ROWS)
     if bias is not None:
-        acc += _of_outputs(bias + output, ROWS)
+        acc += _of_outputs(bias + source, ROWS)
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, OUTPUTS // 2, ROWS]), 1, 2, 0))
         acc = activated(gate, up, out.dtype.element_ty)
@@ -272,14 +275,14 @@ def _product(
 
 @triton.jit
 def _outputs_of(tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
-    """Which rows of the matrix a tile has, and which of them are real: those behind the last are the last again."""
+    """Which rows of the matrix a tile has, and which of them there are."""
     at = tl.arange(0, OUTPUTS)
     if GATED:
-        at, half = tile * (OUTPUTS // 2) + at % (OUTPUTS // 2), at // (OUTPUTS // 2)
-        return tl.minimum(at, outputs // 2 - 1) + half * (outputs // 2), at < outputs // 2
+        half, at = at // (OUTPUTS // 2), tile * (OUTPUTS // 2) + at % (OUTPUTS // 2)
+        return at + half * (outputs // 2), at < outputs // 2
     else:
         at += tile * OUTPUTS
-        return tl.minimum(at, outputs - 1), at < outputs
+        return at, at < outputs
 
 
 @triton.jit
