@@ -33,6 +33,7 @@ _PROGRAM_OUTPUTS = 64
 _MOST_SPLITS = 8
 _LEAST_SPLIT = 512  # bytes of a row
 _WIDENED = 1024  # columns of one row, for one program
+_WHOLE_ROWS = 1 << 30  # columns of a group: one kernel for matrices of any width
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _launch(
     else:
         kind, group, packed, width = weight.name, weight.group, 16 // weight.bits, weight.slice
         matrix = _units(weight), weight.scales, weight.mins
+    whole_rows = group >= columns
     launch = choose_launch(rows, kind, x.dtype)
     units = matrix[0].shape[1]
     splits, length = _splits(outputs, units, width, matrix[0].itemsize)
@@ -148,16 +150,16 @@ def _launch(
         length,
         FORMAT=kind,
         PACKED=packed,
-        GROUP=group,
-        RUN=min(packed, math.gcd(group, packed * width) // width) if group < columns else packed,
-        GROUPED=group < columns or matrix[2] is not None,
+        GROUP=_WHOLE_ROWS if whole_rows else group,
+        RUN=packed if whole_rows else math.gcd(group, packed * width) // width,
+        GROUPED=not whole_rows or matrix[2] is not None,
         GATED=gated,
         EVEN=columns % (packed * width) == 0,
         SPLIT=splits > 1,
         ROWS=max(16, triton.next_power_of_2(rows)),
         OUTPUTS=launch.outputs,
         UNITS=width,
-        AHEAD=launch.ahead if units * matrix[0].itemsize % 16 == 0 else 0,
+        AHEAD=0 if units * matrix[0].itemsize % 16 or matrix[0].data_ptr() % 16 else launch.ahead,
         BY_BITS=capability() >= 80,
         **launch.options,
         **one_order(),
