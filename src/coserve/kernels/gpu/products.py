@@ -33,6 +33,7 @@ _PROGRAM_OUTPUTS = 64
 _MOST_SPLITS = 8
 _LEAST_SPLIT = 512  # bytes of a row
 _WIDENED = 1024  # columns of one row, for one program
+_WHOLE_ROWS = 1 << 30  # columns of a group: one kernel for matrices of any width
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,9 @@ def choose_launch(rows: int, kind: str, dtype: torch.dtype) -> Launch:
         return Launch(64, 4, 2)  # shared memory is short
     if rows <= 16:
         return Launch(64, 4, 5)
-    return Launch(64, 4, 4) if rows <= 32 else Launch(128, 8, 3)
+    if rows <= 32:
+        return Launch(64, 4, 4)
+    return Launch(128, 8, 2 if kind == "int4" else 3)
 
 
 def product(
@@ -126,6 +129,7 @@ def _launch(
     else:
         kind, group, packed, width = weight.name, weight.group, 16 // weight.bits, weight.slice
         matrix = _units(weight), weight.scales, weight.mins
+    whole_rows = group >= columns
     launch = choose_launch(rows, kind, x.dtype)
     units = matrix[0].shape[1]
     splits, length = _splits(outputs, units, width, matrix[0].itemsize)
@@ -146,16 +150,16 @@ def _launch(
         length,
         FORMAT=kind,
         PACKED=packed,
-        GROUP=group,
-        RUN=min(packed, math.gcd(group, packed * width) // width) if group < columns else packed,
-        GROUPED=group < columns or matrix[2] is not None,
+        GROUP=_WHOLE_ROWS if whole_rows else group,
+        RUN=packed if whole_rows else math.gcd(group, packed * width) // width,
+        GROUPED=not whole_rows or matrix[2] is not None,
         GATED=gated,
         EVEN=columns % (packed * width) == 0,
         SPLIT=splits > 1,
         ROWS=max(16, triton.next_power_of_2(rows)),
         OUTPUTS=launch.outputs,
         UNITS=width,
-        AHEAD=launch.ahead if units * matrix[0].itemsize % 16 == 0 else 0,
+        AHEAD=0 if units * matrix[0].itemsize % 16 or matrix[0].data_ptr() % 16 else launch.ahead,
         BY_BITS=capability() >= 80,
         **launch.options,
         **one_order(),
@@ -218,10 +222,11 @@ def _product(
     """Grid: tiles of outputs, splits. Half of a gated tile are gates, the other half what they open."""
     tile, split, splits, row = tl.program_id(0), tl.program_id(1), tl.num_programs(1), tl.arange(0, ROWS)
     output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
+    source = tl.where(inside, output, 0)  # for what is read: there is always such a row
     begin, end = split * length, tl.minimum(units, (split + 1) * length)
     if EARLY and AHEAD > 0:
         size = data.dtype.element_ty.primitive_bitwidth // 8
-        _ask_for(data + output.to(tl.int64) * units + begin, tl.minimum(AHEAD, (end - begin) * size))
+        _ask_for(data + source.to(tl.int64) * units + begin, tl.minimum(AHEAD, (end - begin) * size))
     await_earlier(EARLY)
     acc = _part(
         x,
@@ -229,7 +234,7 @@ def _product(
         scales,
         mins,
         row,
-        output,
+        source,
         begin,
         end,
         rows,
@@ -255,9 +260,9 @@ def _product(
         for each in range(splits):
             acc += tl.load(place + each * rows * outputs, mask=mask, other=0.0, cache_modifier=".cg")
     if scales is not None and not GROUPED:
-        acc *= _of_outputs(scales + output, ROWS)
+        acc *= _of_outputs(scales + source, ROWS)
     if bias is not None:
-        acc += _of_outputs(bias + output, ROWS)
+        acc += _of_outputs(bias + source, ROWS)
     if GATED:
         gate, up = tl.split(tl.permute(tl.reshape(acc, [2, OUTPUTS // 2, ROWS]), 1, 2, 0))
         acc = activated(gate, up, out.dtype.element_ty)
@@ -272,14 +277,14 @@ def _product(
 
 @triton.jit
 def _outputs_of(tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
-    """Which rows of the matrix a tile has, and which of them are real: those behind the last are the last again."""
+    """Which rows of the matrix a tile has, and which of them there are."""
     at = tl.arange(0, OUTPUTS)
     if GATED:
-        at, half = tile * (OUTPUTS // 2) + at % (OUTPUTS // 2), at // (OUTPUTS // 2)
-        return tl.minimum(at, outputs // 2 - 1) + half * (outputs // 2), at < outputs // 2
+        half, at = at // (OUTPUTS // 2), tile * (OUTPUTS // 2) + at % (OUTPUTS // 2)
+        return at + half * (outputs // 2), at < outputs // 2
     else:
         at += tile * OUTPUTS
-        return tl.minimum(at, outputs - 1), at < outputs
+        return at, at < outputs
 
 
 @triton.jit
