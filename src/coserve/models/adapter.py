@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coserve.errors import ModelError
 from coserve.kernels import LoraLayer, LoraWeights
-from coserve.kernels.device import CPU
+from coserve.kernels.device import CPU, is_gpu
 from coserve.models.config import ModelConfig
 from coserve.models.matrices import BLOCK_OF, module_sizes
 
@@ -79,6 +79,8 @@ def load_adapter(name: str, path: Path, config: ModelConfig, dtype: torch.dtype,
         layers[int(index)][proj] = LoraWeights(a.to(device, dtype), b.to(device, dtype), scaling)
     if not any(layers):
         raise ModelError(f"adapter {path} holds no LoRA weights.")
+    if is_gpu(device):
+        torch.cuda.current_stream(device).synchronize()  # the engine's stream does not wait for this thread's
     return Adapter(name, [LoraLayer(modules) for modules in layers])
 
 
