@@ -257,7 +257,8 @@ def _bfloat16(s: Shape, n: int) -> Iterator[Case]:
     size = 2.0 * s.hidden * s.intermediate
     weights = [_random(s.intermediate, s.hidden, scale=s.hidden**-0.5) for _ in range(s.copies(size))]
     wide = weights[0].double
-    yield _product("bf16 product", s, n, weights, size, products.product, wide, 1e-2)
+    few = n <= products.FEW_ROWS
+    yield _product("bf16 product", s, n, weights, size, products.product, wide, 1e-2, promises_rows=few)
     yield _product("bf16 product (PyTorch)", s, n, weights, size, F.linear, wide, 1e-2, promises_rows=False)
 
 
@@ -280,7 +281,7 @@ def _fp8(s: Shape, n: int) -> Case:
     size = 1.0 * s.hidden * s.intermediate
     matrices = [_random(s.intermediate, s.hidden, scale=s.hidden**-0.5) for _ in range(s.copies(size))]
     weights = [QuantizedRows.in_fp8(matrix) for matrix in matrices]
-    wide, few = matrices[0].double, n <= products.FEW_ROWS
+    wide, few = matrices[0].double, n <= products.FEW_PACKED_ROWS
     return _product("fp8 product", s, n, weights, size, products.product, wide, 6e-2, promises_rows=few)
 
 

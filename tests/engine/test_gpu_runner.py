@@ -53,6 +53,9 @@ class StandIn:
     def capture(self, launches):
         return launches
 
+    def forget(self) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

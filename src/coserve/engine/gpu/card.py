@@ -36,6 +36,9 @@ class Card(Protocol):
         What that returns is there until any launch of this card's that was captured.
         """
 
+    def forget(self) -> None:
+        """Some captured launches are gone for good; memory that they had to themselves may be given back."""
+
 
 class Cuda:
     """A GPU of PyTorch's "cuda": NVIDIA's, or AMD's.
@@ -48,7 +51,11 @@ class Cuda:
         torch.cuda.set_device(device)
         torch.cuda.synchronize()  # what other streams have begun is there for the new one
         torch.cuda.set_stream(torch.cuda.Stream(priority=-1))
-        self._pool = torch.cuda.graph_pool_handle()  # one for all graphs: one runs at a time
+        self.forget()
+
+    def forget(self) -> None:
+        # One pool for all graphs, since one runs at a time. It ends with the last of them, and takes none again.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)

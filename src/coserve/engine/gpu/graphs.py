@@ -68,10 +68,12 @@ class DecodeGraphs:
     def forget(self) -> None:
         """The tensors that the graphs use are about to move."""
         self._captured.clear()
+        self._card.forget()
 
     def forget_adapted(self) -> None:
         """The adapters have moved. All rows are idle then."""
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
+        self._card.forget()
         self._rows.rest()
         self._step(Kind(self.sizes[0], _UNLIMITED, adapted=True))  # other ranks are other kernels
 

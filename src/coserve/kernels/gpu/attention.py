@@ -40,7 +40,7 @@ class Launch:
         return {"KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
-DECODE = Launch(keys=64, warps=4, stages=3)
+DECODE = Launch(keys=64, warps=4, stages=2)
 PREFILL = Launch(keys=64, warps=8, stages=2, queries=128)
 
 _PAGE = tl.constexpr(BLOCK_SIZE)

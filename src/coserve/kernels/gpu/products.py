@@ -26,9 +26,9 @@ from coserve.kernels.gpu.rows import activated, silu_and_mul
 from coserve.kernels.gpu.target import await_earlier, backend, capability, early, one_order
 from coserve.kernels.gpu.widening import widened
 
-FEW_ROWS = 64  # from one more on, arithmetic counts
+FEW_ROWS, FEW_PACKED_ROWS = 32, 64  # of a matrix of floats, of packed elements: up to so many our kernel is faster
 _FLOAT_COLUMNS = 64  # of a tile; that of packed elements is a block
-_PROGRAMS = 512  # that keep a large GPU reading, each with so many of the matrix's rows
+_PROGRAMS = 264  # that keep a large GPU reading, each with so many of the matrix's rows
 _PROGRAM_OUTPUTS = 64
 _MOST_SPLITS = 8
 _LEAST_SPLIT = 512  # bytes of a row
@@ -59,10 +59,10 @@ def choose_launch(rows: int, kind: str, dtype: torch.dtype) -> Launch:
     if backend() == "hip":
         return Launch(64, 4, 2)  # shared memory is short
     if rows <= 16:
-        return Launch(64, 4, 5)
+        return Launch(64, 4, 4 if kind in ("int8", "float8") else 3)
     if rows <= 32:
         return Launch(64, 4, 4)
-    return Launch(128, 8, 2 if kind == "int4" else 3)
+    return Launch(64, 4, 3) if kind == "int4" else Launch(128, 8, 3)
 
 
 def product(
@@ -70,9 +70,9 @@ def product(
 ) -> Tensor:
     """residual [rows, out] + x [rows, in] @ weight [out, in].T + bias [out], in x's format.
 
-    Up to `FEW_ROWS` rows do not know how many there are; more may.
+    Up to `FEW_ROWS` rows (`FEW_PACKED_ROWS`) do not know how many there are; more may.
     """
-    if x.shape[0] <= FEW_ROWS:
+    if _few(x, weight):
         return _launch(x, weight, bias, residual, gated=False)
     y = _many_rows_product(x, weight, bias)
     return y if residual is None else y.add_(residual)
@@ -80,9 +80,13 @@ def product(
 
 def gated_product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None = None) -> Tensor:
     """`silu_and_mul(product(x, weight, bias))`, to the bit, [rows, out / 2]."""
-    if x.shape[0] <= FEW_ROWS:
+    if _few(x, weight):
         return _launch(x, weight, bias, None, gated=True)
     return silu_and_mul(_many_rows_product(x, weight, bias))
+
+
+def _few(x: Tensor, weight: Tensor | QuantizedRows) -> bool:
+    return x.shape[0] <= (FEW_PACKED_ROWS if isinstance(weight, QuantizedRows) else FEW_ROWS)
 
 
 def _many_rows_product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None) -> Tensor:
