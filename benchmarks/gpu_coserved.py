@@ -1,7 +1,8 @@
 """The table of serving and training at once: what is lost by those who are served, and by the training.
 
 Requests of a real service's lengths arrive at random at half of the rate that saturates inference alone; the same ones
-with and without training beside them, in turn. Training alone has the whole chip: no engine between its slices.
+without training, with slices of it between the steps, and with slices beside them on a stream of lower priority, in
+turn. Training alone has the whole chip: no engine between its slices.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from benchmarks.workload import endless_requests, poisson_arrivals
 
 _LOAD = 0.5
 _PATIENCE = 30.0
-ALONE, BESIDE = "alone", "beside training"
+ALONE, BETWEEN, BESIDE = "alone", "between", "beside"
+SETTINGS = (ALONE, BETWEEN, BESIDE)
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -28,8 +30,10 @@ def measure(bench: Bench) -> list[Row]:
     progress(f"saturated at {peak:.3g} requests/s; training alone {trained:.0f} tokens/s")
     rounds = []
     for number in range(1, bench.rounds + 1):
-        for setting in (ALONE, BESIDE)[:: 1 if number % 2 else -1]:
-            row = serve(bench, peak, number, training if setting == BESIDE else None)
+        for setting in SETTINGS[:: 1 if number % 2 else -1]:
+            if setting != ALONE:
+                engine.place_slices(setting)
+            row = serve(bench, peak, number, None if setting == ALONE else training)
             rounds.append({"setting": setting, "round": number, **row})
             progress(f"{setting}, round {number}: {row}")
     return summary(rounds, trained)
@@ -63,23 +67,32 @@ def serve(bench: Bench, peak: float, number: int, training: TrainingInEngine | N
 
 
 def summary(rounds: list[Row], trained: float) -> list[Row]:
-    """A row for each figure: alone, beside training, and the median ratio of the rounds."""
+    """A row for each figure and way to train: alone, with training, and the median ratio of the rounds."""
 
     def of(setting: str, field: str) -> float | None:
         return median(row[field] for row in rounds if row["setting"] == setting)
 
-    def row(name: str, field: str, at_most: float | None = None) -> Row:
-        ratio = paired_ratio(rounds, field, {"setting": BESIDE}, {"setting": ALONE})
+    def row(slices: str, name: str, field: str, at_most: float | None = None) -> Row:
+        ratio = paired_ratio(rounds, field, {"setting": slices}, {"setting": ALONE})
         wanted = {} if at_most is None else aim(ratio, at_most=at_most)
-        return {"figure": name, ALONE: of(ALONE, field), BESIDE: of(BESIDE, field), "ratio": ratio, **wanted}
+        both = {"alone": of(ALONE, field), "both": of(slices, field)}
+        return {"slices": slices, "figure": name, **both, "ratio": ratio, **wanted}
 
-    beside = of(BESIDE, "training_tokens_per_s")
-    kept = None if beside is None else beside / trained
+    def of_training(slices: str) -> Row:
+        both = of(slices, "training_tokens_per_s")
+        kept = None if both is None else both / trained
+        speeds = {"alone": trained, "both": both, "ratio": kept}
+        return {"slices": slices, "figure": "training tokens/s", **speeds, **aim(kept, at_least=0.70)}
+
     return [
-        row("ITL ms, p50", "itl_ms_p50", 1.10),
-        row("ITL ms, p99", "itl_ms_p99", 1.20),
-        {"figure": "training tokens/s", ALONE: trained, BESIDE: beside, "ratio": kept, **aim(kept, at_least=0.70)},
-        row("TTFT ms, p50", "ttft_ms_p50"),
-        row("TTFT ms, p99", "ttft_ms_p99"),
-        row("output tokens/s", "output_tokens_per_s"),
+        figure
+        for slices in SETTINGS[1:]
+        for figure in (
+            row(slices, "ITL ms, p50", "itl_ms_p50", 1.10),
+            row(slices, "ITL ms, p99", "itl_ms_p99", 1.20),
+            of_training(slices),
+            row(slices, "TTFT ms, p50", "ttft_ms_p50"),
+            row(slices, "TTFT ms, p99", "ttft_ms_p99"),
+            row(slices, "output tokens/s", "output_tokens_per_s"),
+        )
     ]

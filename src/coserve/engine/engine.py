@@ -22,7 +22,7 @@ from coserve.engine.background_queue import BackgroundQueue
 from coserve.engine.batch import Ride
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.cache_size import cache_tokens
-from coserve.engine.config import EngineConfig
+from coserve.engine.config import EngineConfig, Slices
 from coserve.engine.offload import Offloaded, offload
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
@@ -286,6 +286,17 @@ class Engine:
     def attach(self, work: BackgroundWork) -> None:
         """Run background work in the slack until it is finished; works run one at a time, in order."""
         self._inbox.put(lambda: self._background.add(work))
+
+    def place_slices(self, slices: Slices) -> None:
+        """Where slices run on a GPU from now on, "between" steps or "beside" them; while no work is attached."""
+
+        def place() -> None:
+            self._background.wait()
+            if self._background.smallest() is not None or self._background:
+                raise InvalidRequest("slices can be placed elsewhere only while no job runs.", param="slices")
+            self._background = BackgroundQueue.on(self.decoder.device, self.estimator, slices)
+
+        self._between_steps(place)
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something short on the engine's thread, between two steps."""

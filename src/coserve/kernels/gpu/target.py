@@ -9,8 +9,9 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-# Kernels of a step begin while the one before them ends (programmatic dependent launch). A switch for measurements.
-EARLY = True
+# Kernels of a step begin while the one before them ends (programmatic dependent launch). A switch for measurements: on
+# an H200 a whole step of Llama 3.1 8B is slower with it (4.95 against 4.59 ms in bfloat16, 3.42 against 2.80 in int8).
+EARLY = False
 
 
 @functools.cache
