@@ -39,9 +39,9 @@ NEEDED = {
     "decode": (30, 100),
     "prefill": (8, 15),
     "predictions": (10, 35),
-    "coserved": (45, 140),
     "training": (30, 60),
     "start": (25, 60),
+    "coserved": (45, 140),
     "transformers": (40, 130),
     "kernels": (60, 75),
 }
