@@ -109,13 +109,15 @@ class Collector:
 
     def __init__(self, engine: Engine, ids, params: SamplingParams, model="tiny", cancel_after: int | None = None):
         self.outputs: list[Output] = []
-        self.done = threading.Event()
+        self.done, self.begun = threading.Event(), threading.Event()
         self.engine, self.cancel_after = engine, cancel_after
         self.request = Request(ids, params, model)
         engine.submit(self.request, self.take)
 
     def take(self, output: Output) -> None:
         self.outputs.append(output)
+        if len(self.outputs) > 3:
+            self.begun.set()
         if len(self.outputs) == self.cancel_after:
             self.engine.cancel(self.request.id)
         if output.finish_reason:
@@ -223,3 +225,34 @@ def test_rows_of_any_adapter_and_of_none_go_through_one_step(engine, cpu, tmp_pa
     assert len({tuple(alone(cpu, prompt(9), GREEDY, model)) for model in ("tiny", "one", "two")}) == 3
     assert together(engine, asked) == wanted
     assert len(engine.ahead) > 5
+
+
+def test_an_adapter_that_comes_leaves_those_who_decode_where_they_are(engine, cpu, tmp_path):
+    path = random_adapter(tmp_path / "late", cpu.model_config, 8)
+    long = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    for each in (cpu, engine):
+        each.load_adapter("late", path)
+    wanted = alone(cpu, prompt(20), long), alone(cpu, prompt(9, 1), GREEDY, "late")
+    first = Collector(engine, prompt(20), long)
+    assert first.begun.wait(60)
+    assert alone(engine, prompt(9, 1), GREEDY, "late") == wanted[1]
+    assert [output.token_id for output in first.wait()] == wanted[0]
+
+
+def test_what_a_capture_takes_is_no_step_s_time(engine, monkeypatch):
+    now, seconds = [0.0], []
+
+    class Stopped(Moment):
+        def __init__(self):
+            self.time = now[0]
+
+    def slow(launches):
+        now[0] += 9.0
+        return launches
+
+    card, predictor = engine._runner._card, type(engine._predictor)
+    monkeypatch.setattr(card, "mark", Stopped)
+    monkeypatch.setattr(card, "capture", slow)
+    monkeypatch.setattr(predictor, "observe", lambda self, load, took, *, riding=False: seconds.append(took))
+    assert alone(engine, prompt(9), SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
+    assert now[0] > 0 and len(seconds) >= 3 and max(seconds) == 0

@@ -52,10 +52,15 @@ class DecodeGraphs:
         """The smallest kind of step in which so many rows find room."""
         return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), filtered, adapted)
 
+    def capture(self, kind: Kind) -> bool:
+        """Have a graph for such a step; whether that took a capture."""
+        if kind in self._captured:
+            return False
+        self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        return True
+
     def run(self, kind: Kind) -> Chosen:
-        """Launch a step over the rows as they stand."""
-        if kind not in self._captured:
-            self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        """Launch a step over the rows as they stand, whose graph was captured."""
         return self._captured[kind]()
 
     def warm_up(self) -> None:
@@ -71,7 +76,7 @@ class DecodeGraphs:
         self._card.forget()
 
     def forget_adapted(self) -> None:
-        """The adapters have moved. All rows are idle then."""
+        """The adapters have moved. All rows become idle, and nobody may have one."""
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
         self._card.forget()
         self._rows.rest()

@@ -77,6 +77,7 @@ class GpuRunner:
     def _replay(self, plan: Plan, seat: Callable[[Plan], list[int]]) -> Flight:
         adapters = [segment.adapter for _, segment in plan.chosen if segment.adapter is not None]
         if self._adapters.hold(adapters):
+            self._seats.stand_up()
             self._graphs.forget_adapted()
         launched = self._card.mark()
         rows = seat(plan)
@@ -86,6 +87,8 @@ class GpuRunner:
             filtered=any(_filters(request.params) for request, _ in plan.chosen),
             adapted=bool(adapters),
         )
+        if self._graphs.capture(kind):
+            launched = self._card.mark()  # what capturing took is no step's time: the predictor learns from that
         chosen = self._graphs.run(kind)
         return self._flight(plan, None, Load.of(plan.segments()), chosen.tokens, chosen.logits, rows, launched)
 
