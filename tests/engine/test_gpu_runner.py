@@ -287,3 +287,41 @@ def test_who_decodes_for_long_was_seen_lately(engine):
     while len(seen) < 20:
         time.sleep(0.01)
     assert len(engine.ahead) > 10 and len(set(seen)) > 10
+
+
+def test_an_adapter_that_is_unloaded_makes_room_for_the_next_one(engine, cpu, tmp_path):
+    slots = engine._runner._adapters
+
+    def load(name: str, rank: int) -> None:
+        engine.load_adapter(name, random_adapter(tmp_path / f"{name}-{rank}", cpu.model_config, rank))
+
+    short = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    load("first", 4)
+    alone(engine, prompt(5), short, "first")
+    load("second", 5)
+    alone(engine, prompt(5), short, "second")
+    assert len(slots._adapters) == 2
+    engine.unload_adapter("first")
+    load("second", 6)  # trained anew
+    alone(engine, prompt(5), short, "second")
+    assert len(slots._adapters) == 1 and not slots._leaving
+    alone(engine, prompt(5), short, "second")
+    assert slots._adapters == [engine._adapters["second"].layers]
+
+
+def test_a_share_pays_for_the_tokens_that_it_got_alone(engine, cpu):
+    """Not for the one that was launched ahead when it stopped."""
+    free = alone(cpu, prompt(6), GREEDY)
+    stopping = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=(free[7],))
+    got, served, done = [], [], threading.Event()
+
+    def stays(output: Output) -> None:
+        if output.finish_reason:
+            served.append(engine.scheduler.counters[0].served("stops"))
+            done.set()
+
+    engine.submit(Request(prompt(9), GREEDY, "tiny", share="stays"), stays)
+    engine.submit(Request(prompt(6), stopping, "tiny", share="stops"), got.append)
+    assert done.wait(60)
+    assert engine.ahead and got[-1].finish_reason == "stop"
+    assert served == [6 + len(got)]

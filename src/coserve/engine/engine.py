@@ -278,11 +278,17 @@ class Engine:
         with ThreadPoolExecutor(max_workers=1) as once:
             decoder = self.decoder
             loaded = once.submit(load_adapter, name, path, decoder.config, decoder.dtype, decoder.device)
-            self._adapters[name] = loaded.result()
+            adapter = loaded.result()
+        replaced, self._adapters[name] = self._adapters.get(name), adapter
+        self._let_go(replaced)
 
     def unload_adapter(self, name: str) -> None:
         """Stop serving an adapter to new requests; those in flight finish with it."""
-        self._adapters.pop(name, None)
+        self._let_go(self._adapters.pop(name, None))
+
+    def _let_go(self, adapter: Adapter | None) -> None:
+        if adapter is not None:
+            self.call(lambda: self._runner.let_go(adapter.layers))
 
     def attach(self, work: BackgroundWork) -> None:
         """Run background work in the slack until it is finished; works run one at a time, in order."""
@@ -502,9 +508,10 @@ class Engine:
         now, tokens = time.perf_counter(), iter(sampled)
         for request, segment in plan.chosen:
             token = next(tokens) if segment.sample else None
-            if self._requests.get(request.request.id) is not request or segment.start != request.computed:
-                continue
-            if segment.sample and token is None:
+            ended = self._requests.get(request.request.id) is not request
+            if ended or segment.start != request.computed or (segment.sample and token is None):
+                if segment.sample:
+                    self.scheduler.take_back(request)
                 continue
             request.computed += len(segment.tokens)
             if segment.kind == "prefill":

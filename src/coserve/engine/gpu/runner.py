@@ -19,7 +19,7 @@ from coserve.engine.plan import Plan
 from coserve.engine.request import SamplingParams
 from coserve.engine.runner import Flight, Landed, Observe, made_up
 from coserve.engine.sampler import needs_logits, sample_row
-from coserve.kernels import KVCache
+from coserve.kernels import KVCache, LoraLayer
 from coserve.kernels.gpu.decode import DecodeRows
 from coserve.kernels.gpu.sampling import TOO_FEW, sample
 from coserve.models.decoder import Decoder
@@ -68,6 +68,9 @@ class GpuRunner:
 
     def forget(self) -> None:
         self._graphs.forget()
+
+    def let_go(self, adapter: Sequence[LoraLayer]) -> None:
+        self._adapters.let_go(adapter)
 
     def _only_decodes(self, plan: Plan) -> bool:
         return all(s.kind == "decode" for _, s in plan.chosen) and len(plan.chosen) <= self._most
