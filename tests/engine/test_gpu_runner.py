@@ -14,6 +14,7 @@ import torch
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.gpu import card
+from coserve.engine.gpu.graphs import batch_sizes, one_of_each_tile
 from coserve.engine.gpu.runner import GpuRunner
 from coserve.models.adapter import save_adapter
 from coserve.models.matrices import module_sizes
@@ -325,3 +326,16 @@ def test_a_share_pays_for_the_tokens_that_it_got_alone(engine, cpu):
     assert done.wait(60)
     assert engine.ahead and got[-1].finish_reason == "stop"
     assert served == [6 + len(got)]
+
+
+def test_whatever_a_graph_will_launch_is_compiled_before_it_is_captured(engine, monkeypatch):
+    """With adapters, too: a batch of more rows takes other kernels, and none can be compiled in a capture."""
+    assert one_of_each_tile(batch_sizes(64)) == [16, 32, 64] and one_of_each_tile(batch_sizes(20)) == [16, 20]
+    graphs, run = engine._runner._graphs, []
+    monkeypatch.setattr(graphs, "sizes", batch_sizes(64))
+    monkeypatch.setattr(graphs, "_step", run.append)
+    graphs.warm_up()
+    assert {kind.rows for kind in run} == {*batch_sizes(64)}
+    run.clear()
+    graphs.forget_adapted()
+    assert [kind.rows for kind in run] == [16, 32, 64] and all(kind.adapted for kind in run)

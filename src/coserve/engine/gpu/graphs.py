@@ -80,7 +80,8 @@ class DecodeGraphs:
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
         self._card.forget()
         self._rows.rest()
-        self._step(Kind(self.sizes[0], _UNLIMITED, adapted=True))  # other ranks are other kernels
+        for size in one_of_each_tile(self.sizes):  # other ranks are other kernels, and so is gate and up's product
+            self._step(Kind(size, _UNLIMITED, adapted=True))
 
     @torch.inference_mode()
     def _step(self, kind: Kind) -> Chosen:
@@ -110,6 +111,11 @@ def batch_sizes(most: int) -> list[int]:
     """Sizes that graphs are captured for: steps grow with the size, so that little is computed in vain."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, most + 128, 128)]
     return [*(size for size in sizes if size < most), most]
+
+
+def one_of_each_tile(sizes: Sequence[int]) -> list[int]:
+    """Sizes of which each takes other kernels: products pad rows to powers of two, from 16 on."""
+    return list({max(16, 1 << (size - 1).bit_length()): size for size in sizes}.values())
 
 
 def _at_least(sizes: Sequence[int], wanted: int) -> int:
