@@ -16,6 +16,7 @@ from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.gpu import card
 from coserve.engine.gpu.graphs import batch_sizes, one_of_each_tile
 from coserve.engine.gpu.runner import GpuRunner
+from coserve.kernels.gpu.lora import LoraStack
 from coserve.models.adapter import save_adapter
 from coserve.models.matrices import module_sizes
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
@@ -339,3 +340,22 @@ def test_whatever_a_graph_will_launch_is_compiled_before_it_is_captured(engine, 
     run.clear()
     graphs.forget_adapted()
     assert [kind.rows for kind in run] == [16, 32, 64] and all(kind.adapted for kind in run)
+
+
+def test_an_adapter_for_which_memory_does_not_reach_leaves_the_others_as_they_were(engine, cpu, tmp_path, monkeypatch):
+    short = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    for name, rank in (("small", 4), ("large", 8)):
+        path = random_adapter(tmp_path / name, cpu.model_config, rank)
+        for each in (cpu, engine):
+            each.load_adapter(name, path)
+    assert alone(engine, prompt(5), short, "small") == alone(cpu, prompt(5), short, "small")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraStack, "of", full)
+        failed = Collector(engine, prompt(5), short, "large").wait()
+        assert failed[-1].finish_reason == "error"
+    for name in ("large", "small"):
+        assert alone(engine, prompt(5), short, name) == alone(cpu, prompt(5), short, name)

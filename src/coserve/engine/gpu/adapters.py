@@ -39,10 +39,12 @@ class AdapterSlots:
         kept = [adapter for adapter in self._adapters if id(adapter) in needed or id(adapter) not in self._leaving]
         if len(kept) + len(new) > _MOST:
             kept = [adapter for adapter in kept if id(adapter) in needed]
-        self._adapters = [*kept, *new]
+        laid_out = [*kept, *new]
+        # First, as memory may not reach: then slots, stacks and the graphs that read them are as they were.
+        self.stacks = [self._stack(layer, laid_out) for layer in self._decoder.layers]
+        self._adapters = laid_out
         self._slots = {id(adapter): slot for slot, adapter in enumerate(self._adapters, NONE + 1)}
         self._leaving &= self._slots.keys()
-        self.stacks = [self._stack(layer) for layer in self._decoder.layers]
         return True
 
     def let_go(self, adapter: Adapter) -> None:
@@ -50,9 +52,9 @@ class AdapterSlots:
         if id(adapter) in self._slots:
             self._leaving.add(id(adapter))
 
-    def _stack(self, layer: DecoderLayer) -> dict[str, LoraStack]:
+    def _stack(self, layer: DecoderLayer, adapters: Sequence[Adapter]) -> dict[str, LoraStack]:
         """Only of the matrices on which some adapter acts."""
-        layers = [LoraLayer({}), *(adapter[layer.index] for adapter in self._adapters)]
+        layers = [LoraLayer({}), *(adapter[layer.index] for adapter in adapters)]
         adapted = {name for lora in layers for name in lora.modules}
         dtype, device = self._decoder.dtype, self._decoder.device
         return {
