@@ -99,3 +99,15 @@ def test_within_a_share_the_oldest_goes_first():
     scheduler.add(late)
     scheduler.add(early)
     assert [step(scheduler, now=3.0).chosen[0][0] for _ in range(2)] == [early, late]
+
+
+def test_what_was_not_served_after_all_is_given_back():
+    counters = TokenCounters()
+    counters.join("a")
+    counters.charge("a", 30, 3.0)
+    counters.refund("a", 30, 3.0)
+    assert counters.served("a") == 0
+    counters.leave("a")
+    counters.refund("a", 1, 1.0)
+    counters.join("a")
+    assert counters.served("a") == 0, "when all have started anew there is no credit"

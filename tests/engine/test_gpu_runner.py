@@ -14,7 +14,9 @@ import torch
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.gpu import card
+from coserve.engine.gpu.graphs import batch_sizes, one_of_each_tile
 from coserve.engine.gpu.runner import GpuRunner
+from coserve.kernels.gpu.lora import LoraStack
 from coserve.models.adapter import save_adapter
 from coserve.models.matrices import module_sizes
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
@@ -109,13 +111,15 @@ class Collector:
 
     def __init__(self, engine: Engine, ids, params: SamplingParams, model="tiny", cancel_after: int | None = None):
         self.outputs: list[Output] = []
-        self.done = threading.Event()
+        self.done, self.begun = threading.Event(), threading.Event()
         self.engine, self.cancel_after = engine, cancel_after
         self.request = Request(ids, params, model)
         engine.submit(self.request, self.take)
 
     def take(self, output: Output) -> None:
         self.outputs.append(output)
+        if len(self.outputs) > 3:
+            self.begun.set()
         if len(self.outputs) == self.cancel_after:
             self.engine.cancel(self.request.id)
         if output.finish_reason:
@@ -218,8 +222,140 @@ def test_rows_of_any_adapter_and_of_none_go_through_one_step(engine, cpu, tmp_pa
         path = random_adapter(tmp_path / name, cpu.model_config, rank)
         cpu.load_adapter(name, path)
         engine.load_adapter(name, path)
-    asked = [(prompt(9, i), GREEDY, model) for i, model in enumerate(("tiny", "one", "two", "one"))]
+    short = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    asked = [(prompt(9, i), short, model) for i, model in enumerate(("tiny", "one", "two", "one"))]
     wanted = [alone(cpu, *one) for one in asked]
     assert len({tuple(alone(cpu, prompt(9), GREEDY, model)) for model in ("tiny", "one", "two")}) == 3
     assert together(engine, asked) == wanted
-    assert len(engine.ahead) > 5
+    assert len(engine.ahead) > 3
+
+
+def test_an_adapter_that_comes_leaves_those_who_decode_where_they_are(engine, cpu, tmp_path):
+    path = random_adapter(tmp_path / "late", cpu.model_config, 8)
+    long = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    for each in (cpu, engine):
+        each.load_adapter("late", path)
+    wanted = alone(cpu, prompt(20), long), alone(cpu, prompt(9, 1), GREEDY, "late")
+    first = Collector(engine, prompt(20), long)
+    assert first.begun.wait(60)
+    assert alone(engine, prompt(9, 1), GREEDY, "late") == wanted[1]
+    assert [output.token_id for output in first.wait()] == wanted[0]
+
+
+def test_what_a_capture_takes_is_no_step_s_time(engine, monkeypatch):
+    now, seconds = [0.0], []
+
+    class Stopped(Moment):
+        def __init__(self):
+            self.time = now[0]
+
+    def slow(launches):
+        now[0] += 9.0
+        return launches
+
+    card, predictor = engine._runner._card, type(engine._predictor)
+    monkeypatch.setattr(card, "mark", Stopped)
+    monkeypatch.setattr(card, "capture", slow)
+    monkeypatch.setattr(predictor, "observe", lambda self, load, took, *, riding=False: seconds.append(took))
+    assert alone(engine, prompt(9), SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
+    assert now[0] > 0 and len(seconds) >= 3 and max(seconds) == 0
+
+
+def test_a_request_that_has_ended_hears_nothing_of_another_one_with_its_name(engine, cpu):
+    free = alone(cpu, prompt(6), GREEDY)
+    stopping = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=(free[7],))
+    request, outputs, done = Request(prompt(6), stopping, "tiny"), ([], []), threading.Event()
+
+    def again(output: Output) -> None:
+        outputs[0].append(output.token_id)
+        if output.finish_reason:
+            engine.submit(request, last)
+
+    def last(output: Output) -> None:
+        outputs[1].append(output.token_id)
+        if output.finish_reason:
+            done.set()
+
+    engine.submit(request, again)
+    assert done.wait(60)
+    wanted = free[: free.index(free[7]) + 1]
+    assert outputs == (wanted, wanted)
+
+
+def test_who_decodes_for_long_was_seen_lately(engine):
+    """Though no step of its was planned from the ground up."""
+    seen = []
+    engine.submit(Request(prompt(6), GREEDY, "tiny"), lambda output: seen.append(engine._last_seen[0]))
+    while len(seen) < 20:
+        time.sleep(0.01)
+    assert len(engine.ahead) > 10 and len(set(seen)) > 10
+
+
+def test_an_adapter_that_is_unloaded_makes_room_for_the_next_one(engine, cpu, tmp_path):
+    slots = engine._runner._adapters
+
+    def load(name: str, rank: int) -> None:
+        engine.load_adapter(name, random_adapter(tmp_path / f"{name}-{rank}", cpu.model_config, rank))
+
+    short = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    load("first", 4)
+    alone(engine, prompt(5), short, "first")
+    load("second", 5)
+    alone(engine, prompt(5), short, "second")
+    assert len(slots._adapters) == 2
+    engine.unload_adapter("first")
+    load("second", 6)  # trained anew
+    alone(engine, prompt(5), short, "second")
+    assert len(slots._adapters) == 1 and not slots._leaving
+    alone(engine, prompt(5), short, "second")
+    assert slots._adapters == [engine._adapters["second"].layers]
+
+
+def test_a_share_pays_for_the_tokens_that_it_got_alone(engine, cpu):
+    """Not for the one that was launched ahead when it stopped."""
+    free = alone(cpu, prompt(6), GREEDY)
+    stopping = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, stop_token_ids=(free[7],))
+    got, served, done = [], [], threading.Event()
+
+    def stays(output: Output) -> None:
+        if output.finish_reason:
+            served.append(engine.scheduler.counters[0].served("stops"))
+            done.set()
+
+    engine.submit(Request(prompt(9), GREEDY, "tiny", share="stays"), stays)
+    engine.submit(Request(prompt(6), stopping, "tiny", share="stops"), got.append)
+    assert done.wait(60)
+    assert engine.ahead and got[-1].finish_reason == "stop"
+    assert served == [6 + len(got)]
+
+
+def test_whatever_a_graph_will_launch_is_compiled_before_it_is_captured(engine, monkeypatch):
+    """With adapters, too: a batch of more rows takes other kernels, and none can be compiled in a capture."""
+    assert one_of_each_tile(batch_sizes(64)) == [16, 32, 64] and one_of_each_tile(batch_sizes(20)) == [16, 20]
+    graphs, run = engine._runner._graphs, []
+    monkeypatch.setattr(graphs, "sizes", batch_sizes(64))
+    monkeypatch.setattr(graphs, "_step", run.append)
+    graphs.warm_up()
+    assert {kind.rows for kind in run} == {*batch_sizes(64)}
+    run.clear()
+    graphs.forget_adapted()
+    assert [kind.rows for kind in run] == [16, 32, 64] and all(kind.adapted for kind in run)
+
+
+def test_an_adapter_for_which_memory_does_not_reach_leaves_the_others_as_they_were(engine, cpu, tmp_path, monkeypatch):
+    short = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    for name, rank in (("small", 4), ("large", 8)):
+        path = random_adapter(tmp_path / name, cpu.model_config, rank)
+        for each in (cpu, engine):
+            each.load_adapter(name, path)
+    assert alone(engine, prompt(5), short, "small") == alone(cpu, prompt(5), short, "small")
+
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoraStack, "of", full)
+        failed = Collector(engine, prompt(5), short, "large").wait()
+        assert failed[-1].finish_reason == "error"
+    for name in ("large", "small"):
+        assert alone(engine, prompt(5), short, name) == alone(cpu, prompt(5), short, name)

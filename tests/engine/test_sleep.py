@@ -13,7 +13,7 @@ import torch
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine import engine as engine_module
-from coserve.engine.offload import Whole, cache_tensors, offload
+from coserve.engine.offload import Blocks, Whole, cache_tensors, offload
 from coserve.errors import Unavailable
 from coserve.kernels import KVCache, paged
 from coserve.kernels.device import CPU
@@ -144,6 +144,17 @@ def test_without_room_in_main_memory_nobody_sleeps(engine, monkeypatch):
     with pytest.raises(Unavailable, match=r"sleeping takes 0.0 GB of main memory; 0.0 GB are free"):
         engine.sleep()
     assert not engine.asleep and alone(engine) == wanted
+
+
+def test_without_room_to_gather_blocks_nobody_sleeps(engine, monkeypatch):
+    def full(self, transfer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blocks, "keep", full)
+        with pytest.raises(Unavailable, match="takes some of the GPU's memory for a moment"):
+            engine.sleep()
+    assert not engine.asleep and list(engine.generate(PROMPTS[0], LONG))
 
 
 def test_memory_that_another_program_holds_is_not_taken(engine, monkeypatch):

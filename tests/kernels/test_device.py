@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from coserve.cli import settings
 from coserve.errors import InvalidRequest
 from coserve.kernels import device
 from coserve.kernels.device import choose_device
@@ -57,3 +58,9 @@ def test_a_gpu_without_triton_is_told_how_to_get_it(machine):
     machine(1, triton=False)
     with pytest.raises(InvalidRequest, match=r"on a GPU coserve needs Triton: pip install 'coserve\[gpu\]'"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1", "cuda:", "cuda:x", "gpu", "mps", "CUDA", ""])
+def test_the_command_line_knows_the_same_names_without_torch(name):
+    assert settings._is_device(name) == device.is_device(name)
+    assert settings.DEVICES == device.DEVICES

@@ -68,6 +68,17 @@ def test_as_many_layers_are_kept_as_there_is_memory_for(case):  # noqa: F811
     assert kinds == [*forward, "train-head", *backward]
 
 
+def test_how_much_is_kept_is_decided_when_a_pass_begins(case, monkeypatch):  # noqa: F811
+    """While a job waits for its turn, another one may have the memory."""
+    decoder, adapter, batch, _, _ = case
+    micro, free = MicroBatch.of(batch, None), [0]
+    monkeypatch.setattr("coserve.training.layer_pass.available_memory", lambda: free[0])
+    workspace = Activations(decoder, micro.rows)
+    free[0] = ALL
+    work = LayerPass(machine_for(decoder), micro, workspace, adapter=lambda row: adapter.layers(None, row), scale=1.0)
+    assert work._first_kept == 0 and workspace.kept_bytes > 0
+
+
 def test_what_a_graph_keeps_is_what_is_counted(case):  # noqa: F811
     """Bytes of the distinct tensors that autograd saves in a layer, against the formula that the budget goes by."""
     decoder, adapter, batch, _, _ = case

@@ -103,6 +103,7 @@ class Engine:
         )
         factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
         self._slack = SlackAccount(factor)
+        self._shared = False  # whether slices have run beside the step that is on its way
         self._protection = Protection(self.config, self._predictor)
         self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
         self._counters = Counters()
@@ -277,11 +278,17 @@ class Engine:
         with ThreadPoolExecutor(max_workers=1) as once:
             decoder = self.decoder
             loaded = once.submit(load_adapter, name, path, decoder.config, decoder.dtype, decoder.device)
-            self._adapters[name] = loaded.result()
+            adapter = loaded.result()
+        replaced, self._adapters[name] = self._adapters.get(name), adapter
+        self._let_go(replaced)
 
     def unload_adapter(self, name: str) -> None:
         """Stop serving an adapter to new requests; those in flight finish with it."""
-        self._adapters.pop(name, None)
+        self._let_go(self._adapters.pop(name, None))
+
+    def _let_go(self, adapter: Adapter | None) -> None:
+        if adapter is not None:
+            self.call(lambda: self._runner.let_go(adapter.layers))
 
     def attach(self, work: BackgroundWork) -> None:
         """Run background work in the slack until it is finished; works run one at a time, in order."""
@@ -414,9 +421,11 @@ class Engine:
         """The next step too, if it will be the same again, and nobody has come who should be in it."""
         if not self._inbox.empty() or not self._runner.goes_ahead(flight.plan):
             return None
-        plan = self.scheduler.plan_ahead(flight.plan, time.perf_counter())
+        now = time.perf_counter()
+        plan = self.scheduler.plan_ahead(flight.plan, now)
         if plan is None:
             return None
+        self._see(now)
         plan.alone = self._predictor.seconds(plan.segments())
         return self._runner.launch_ahead(plan)
 
@@ -436,9 +445,12 @@ class Engine:
         for request, length in self._protection.riders(plan, now):
             self.scheduler.take(plan, request, length, now)
         plan.arrange()
+        self._see(now)
+        return plan
+
+    def _see(self, now: float) -> None:
         for request in self.scheduler.running:
             self._last_seen[request.priority] = now
-        return plan
 
     def _max_tokens(self, now: float) -> int:
         """Tokens of the next step: beside requests that decode, as long chunks of prompts as the ITL goal allows.
@@ -469,10 +481,11 @@ class Engine:
         """Compare with the prediction, and book the time to inference (predicted: `whole`) and to training."""
         c, load, riding = self._counters, flight.load, flight.ride is not None
         c.predicted, c.measured = self._predictor.step_seconds(load, riding=riding), seconds
-        if self._background.beside and self._background.in_flight:
-            self._slack.share(whole, seconds)  # slower than alone, which the predictor should not learn
-        else:
+        if self._background.beside:
+            self._account_beside(flight.plan, whole, seconds)
+        if not self._shared:  # else it is slower than alone, which the predictor should not learn
             self._predictor.observe(load, seconds, riding=riding)
+        self._shared = self._background.beside and self._background.in_flight > 0
         c.steps += 1
         if not riding and all(segment.kind == "decode" for segment in flight.plan.segments()):
             c.mbu += 0.05 * (self._predictor.mbu(load, seconds) - c.mbu)
@@ -480,6 +493,12 @@ class Engine:
         self._slack.spend(extra)
         c.training_seconds += extra
         c.inference_seconds += seconds - extra
+
+    def _account_beside(self, plan: Plan, whole: float, seconds: float) -> None:
+        """A step earns whether slices ran beside it or not: otherwise a debt would never end."""
+        if self._background:
+            self._slack.spend(plan.grown)
+            self._slack.share(whole, seconds if self._shared else whole)
 
     def _settle(self, plan: Plan, sampled: Sequence[Sampled | None]) -> None:
         """Move every request on by what was computed and chosen, and tell the callers.
@@ -489,9 +508,10 @@ class Engine:
         now, tokens = time.perf_counter(), iter(sampled)
         for request, segment in plan.chosen:
             token = next(tokens) if segment.sample else None
-            if request.request.id not in self._requests or segment.start != request.computed:
-                continue
-            if segment.sample and token is None:
+            ended = self._requests.get(request.request.id) is not request
+            if ended or segment.start != request.computed or (segment.sample and token is None):
+                if segment.sample:
+                    self.scheduler.take_back(request)
                 continue
             request.computed += len(segment.tokens)
             if segment.kind == "prefill":
@@ -600,10 +620,20 @@ class Engine:
 
         Beside prompts there are none: both wait for arithmetic.
         """
-        if not self._background.beside or self._stopping or self.scheduler.backlog or plan.short:
+        queue = self._background
+        if not queue.beside:
             return
-        while self._slack.balance >= 0 and not self._background.full and self._run_slice(math.inf, at_least_one=True):
-            pass
+        self._shared = self._shared or queue.in_flight > 0  # from when nobody was served
+        if self._stopping or self.scheduler.backlog or plan.short:
+            return
+        if self.config.protect == "goals":
+            left = 0.9 * self._allowance(plan, plan.alone + plan.grown)  # slices slow it by what they take, at most
+            while left > 0 and not queue.full and (took := self._run_slice(left)):
+                left -= took
+        elif self._slack.factor > 1:
+            while self._slack.balance >= 0 and not queue.full and self._run_slice(math.inf, at_least_one=True):
+                pass
+        self._shared = self._shared or queue.in_flight > 0
 
     def _run_idle_slice(self) -> bool:
         """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do.

@@ -38,3 +38,8 @@ class TokenCounters:
 
     def charge(self, share: str, tokens: int, weight: float) -> None:
         self._served[share] += tokens / weight
+
+    def refund(self, share: str, tokens: int, weight: float) -> None:
+        """What was charged, and not served after all."""
+        if share in self._served:  # else all have started anew
+            self._served[share] -= tokens / weight

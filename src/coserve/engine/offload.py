@@ -113,7 +113,8 @@ class Offloaded:
 def offload(weights: Iterable[Tensor], cache: KVCache, blocks: Sequence[int], device: torch.device) -> Offloaded:
     """Move the memory under these tensors, and of the cache these blocks, to main memory.
 
-    Raises `Unavailable` if that has no room for them; then all stays as it was.
+    Raises `Unavailable` if that has no room for them, or the device none to gather a layer's blocks; then all stays as
+    it was.
     """
     used = torch.tensor(sorted(blocks), dtype=torch.int64, device=device)
     held: list[Held] = [Whole(tensor) for tensor in _of_one_memory_each(weights)]
@@ -123,8 +124,13 @@ def offload(weights: Iterable[Tensor], cache: KVCache, blocks: Sequence[int], de
         raise Unavailable(f"sleeping takes {_gb(needed)} of main memory; {_gb(free)} are free.")
     transfer = Transfer(device)
     with torch.inference_mode(False), torch.no_grad():
-        for one in held:
-            one.keep(transfer)
+        try:
+            for one in held:
+                one.keep(transfer)
+        except torch.OutOfMemoryError as error:
+            raise Unavailable(
+                f"falling asleep takes some of the GPU's memory for a moment; {_gb(_free(device))} are free."
+            ) from error
         for one in held:
             one.release()
     _give_back(device)

@@ -19,7 +19,7 @@ from coserve.engine.load import Load
 from coserve.engine.plan import Plan
 from coserve.engine.sampler import sample
 from coserve.engine.segment import Segment
-from coserve.kernels import KVCache
+from coserve.kernels import KVCache, LoraLayer
 from coserve.kernels.gpu import on_gpu
 from coserve.models.decoder import Decoder
 
@@ -68,6 +68,9 @@ class Runner(Protocol):
     def forget(self) -> None:
         """The model's tensors are about to move: what was made of their addresses is made again when needed."""
 
+    def let_go(self, adapter: Sequence[LoraLayer]) -> None:
+        """An adapter was unloaded: its memory is wanted back when the requests that have it end."""
+
 
 class CpuRunner:
     """Computes at once: what it launches has landed."""
@@ -104,6 +107,9 @@ class CpuRunner:
             observe(batch.load, time.perf_counter() - started)
 
     def forget(self) -> None:
+        pass
+
+    def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         pass
 
     def _compute(self, batch: Batch, asking: Sequence[ActiveRequest], ride: Ride | None) -> list[Sampled]:

@@ -135,6 +135,10 @@ class Scheduler:
             request.last_turn = now
         plan.chosen.append((request, segment))
 
+    def take_back(self, request: ActiveRequest) -> None:
+        """A token that was planned for a request has come to nothing: its share has not had it."""
+        self.counters[request.priority].refund(request.share, 1, request.request.weight)
+
     def _lower(self, foremost: list[ActiveRequest], now: float) -> list[ActiveRequest]:
         """The running requests of lower priorities, whose turn it is first: they rotate."""
         if len(foremost) == len(self.running):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,7 +40,12 @@ class Activations(LayerInputs):
 
     def __init__(self, decoder: Decoder, rows: int, kept_bytes: int | None = None):
         super().__init__(decoder, rows)
-        self.kept_bytes = int(_SHARE * _free_bytes(self.grad.device)) if kept_bytes is None else kept_bytes
+        self._kept_bytes = kept_bytes
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """Decided when the first pass begins: before, another job may have the memory, or the engine sleep."""
+        return int(_SHARE * _free_bytes(self.grad.device)) if self._kept_bytes is None else self._kept_bytes
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -25,10 +25,11 @@ def _add_up(x, left, out, counters):
 
 
 def test_the_last_one_sees_what_all_have_left_and_the_counters_are_zero_again():
-    x = torch.randint(0, 100, (300, 40), device=DEVICE)
-    out, counts = torch.zeros(300, dtype=torch.int64, device=DEVICE), counters(x.device, 300)
+    results, programs = (300, 40) if DEVICE != "cpu" else (7, 5)  # the interpreter runs one after the other
+    x = torch.randint(0, 100, (results, programs), device=DEVICE)
+    out, counts = torch.zeros(results, dtype=torch.int64, device=DEVICE), counters(x.device, results)
     for launch in range(1, 4):
-        _add_up[(300, 40)](x, torch.empty_like(x), out, counts)
+        _add_up[(results, programs)](x, torch.empty_like(x), out, counts)
         assert torch.equal(out, launch * 2 * x.sum(1)) and not counts.any()
 
 

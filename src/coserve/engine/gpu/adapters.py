@@ -15,12 +15,16 @@ _MOST = 64  # beyond, those that are not needed now make room
 
 
 class AdapterSlots:
-    """Which slot is whose. An adapter gets one when it is first used; then all are laid out anew."""
+    """Which slot is whose. An adapter gets one when it is first used; then all are laid out anew.
+
+    One that is unloaded goes when that happens next.
+    """
 
     def __init__(self, decoder: Decoder):
         self._decoder = decoder
         self._adapters: list[Adapter] = []
         self._slots: dict[int, int] = {}  # by the adapter's identity
+        self._leaving: set[int] = set()  # of those that have slots
         self.stacks: list[dict[str, LoraStack]] = []  # for each layer, by the name of a matrix's first module
 
     def slot(self, adapter: Adapter | None) -> int:
@@ -32,17 +36,25 @@ class AdapterSlots:
         new = [adapter for key, adapter in needed.items() if key not in self._slots]
         if not new:
             return False
-        kept = self._adapters
+        kept = [adapter for adapter in self._adapters if id(adapter) in needed or id(adapter) not in self._leaving]
         if len(kept) + len(new) > _MOST:
             kept = [adapter for adapter in kept if id(adapter) in needed]
-        self._adapters = [*kept, *new]
+        laid_out = [*kept, *new]
+        # First, as memory may not reach: then slots, stacks and the graphs that read them are as they were.
+        self.stacks = [self._stack(layer, laid_out) for layer in self._decoder.layers]
+        self._adapters = laid_out
         self._slots = {id(adapter): slot for slot, adapter in enumerate(self._adapters, NONE + 1)}
-        self.stacks = [self._stack(layer) for layer in self._decoder.layers]
+        self._leaving &= self._slots.keys()
         return True
 
-    def _stack(self, layer: DecoderLayer) -> dict[str, LoraStack]:
+    def let_go(self, adapter: Adapter) -> None:
+        """It is served to nobody new."""
+        if id(adapter) in self._slots:
+            self._leaving.add(id(adapter))
+
+    def _stack(self, layer: DecoderLayer, adapters: Sequence[Adapter]) -> dict[str, LoraStack]:
         """Only of the matrices on which some adapter acts."""
-        layers = [LoraLayer({}), *(adapter[layer.index] for adapter in self._adapters)]
+        layers = [LoraLayer({}), *(adapter[layer.index] for adapter in adapters)]
         adapted = {name for lora in layers for name in lora.modules}
         dtype, device = self._decoder.dtype, self._decoder.device
         return {

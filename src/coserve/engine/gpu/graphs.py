@@ -52,10 +52,15 @@ class DecodeGraphs:
         """The smallest kind of step in which so many rows find room."""
         return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), filtered, adapted)
 
+    def capture(self, kind: Kind) -> bool:
+        """Have a graph for such a step; whether that took a capture."""
+        if kind in self._captured:
+            return False
+        self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        return True
+
     def run(self, kind: Kind) -> Chosen:
-        """Launch a step over the rows as they stand."""
-        if kind not in self._captured:
-            self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        """Launch a step over the rows as they stand, whose graph was captured."""
         return self._captured[kind]()
 
     def warm_up(self) -> None:
@@ -71,11 +76,12 @@ class DecodeGraphs:
         self._card.forget()
 
     def forget_adapted(self) -> None:
-        """The adapters have moved. All rows are idle then."""
+        """The adapters have moved. All rows become idle, and nobody may have one."""
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
         self._card.forget()
         self._rows.rest()
-        self._step(Kind(self.sizes[0], _UNLIMITED, adapted=True))  # other ranks are other kernels
+        for size in one_of_each_tile(self.sizes):  # other ranks are other kernels, and so is gate and up's product
+            self._step(Kind(size, _UNLIMITED, adapted=True))
 
     @torch.inference_mode()
     def _step(self, kind: Kind) -> Chosen:
@@ -105,6 +111,11 @@ def batch_sizes(most: int) -> list[int]:
     """Sizes that graphs are captured for: steps grow with the size, so that little is computed in vain."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 32), *range(256, most + 128, 128)]
     return [*(size for size in sizes if size < most), most]
+
+
+def one_of_each_tile(sizes: Sequence[int]) -> list[int]:
+    """Sizes of which each takes other kernels: products pad rows to powers of two, from 16 on."""
+    return list({max(16, 1 << (size - 1).bit_length()): size for size in sizes}.values())
 
 
 def _at_least(sizes: Sequence[int], wanted: int) -> int:

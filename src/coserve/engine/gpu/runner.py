@@ -19,7 +19,7 @@ from coserve.engine.plan import Plan
 from coserve.engine.request import SamplingParams
 from coserve.engine.runner import Flight, Landed, Observe, made_up
 from coserve.engine.sampler import needs_logits, sample_row
-from coserve.kernels import KVCache
+from coserve.kernels import KVCache, LoraLayer
 from coserve.kernels.gpu.decode import DecodeRows
 from coserve.kernels.gpu.sampling import TOO_FEW, sample
 from coserve.models.decoder import Decoder
@@ -69,6 +69,9 @@ class GpuRunner:
     def forget(self) -> None:
         self._graphs.forget()
 
+    def let_go(self, adapter: Sequence[LoraLayer]) -> None:
+        self._adapters.let_go(adapter)
+
     def _only_decodes(self, plan: Plan) -> bool:
         return all(s.kind == "decode" for _, s in plan.chosen) and len(plan.chosen) <= self._most
 
@@ -77,6 +80,7 @@ class GpuRunner:
     def _replay(self, plan: Plan, seat: Callable[[Plan], list[int]]) -> Flight:
         adapters = [segment.adapter for _, segment in plan.chosen if segment.adapter is not None]
         if self._adapters.hold(adapters):
+            self._seats.stand_up()
             self._graphs.forget_adapted()
         launched = self._card.mark()
         rows = seat(plan)
@@ -86,6 +90,8 @@ class GpuRunner:
             filtered=any(_filters(request.params) for request, _ in plan.chosen),
             adapted=bool(adapters),
         )
+        if self._graphs.capture(kind):
+            launched = self._card.mark()  # what capturing took is no step's time: the predictor learns from that
         chosen = self._graphs.run(kind)
         return self._flight(plan, None, Load.of(plan.segments()), chosen.tokens, chosen.logits, rows, launched)
 

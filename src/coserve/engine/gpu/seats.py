@@ -11,6 +11,7 @@ from coserve.engine.active import ActiveRequest
 from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card
 from coserve.engine.plan import Plan
+from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.gpu import decode
 from coserve.kernels.gpu.decode import EACH_STEP, IDLE, SAME, DecodeRows
 
@@ -55,7 +56,7 @@ class Seats:
             if row is None:
                 row = next(free)
                 self._sit_down(request, row)
-            ints[decode.GROWN, row] = self._grown(row)
+            ints[decode.GROWN, row] = self._grown(row, segment.start)
             ints[decode.TOKEN, row], ints[decode.POSITION, row] = request.tokens[-1], segment.start
             ints[decode.ADAPTER, row] = self._adapters.slot(segment.adapter)
             if not request.params.greedy:
@@ -67,17 +68,19 @@ class Seats:
     def go_on(self, plan: Plan) -> list[int]:
         """Rows of those who decode on, whose last tokens only the GPU knows as yet."""
         ints, floats = self._ints, self._floats
+        # The row of one that stays behind is idle for a step, which spoils its block table.
+        self._leave_out({id(request) for request, _ in plan.chosen}, len(self._by_row))
         ints[decode.GROWN] = IDLE
         rows = [self._row_of[id(request)] for request, _ in plan.chosen]
-        for row, (request, _) in zip(rows, plan.chosen, strict=True):
-            ints[decode.GROWN, row] = self._grown(row)
+        for row, (request, segment) in zip(rows, plan.chosen, strict=True):
+            ints[decode.GROWN, row] = self._grown(row, segment.start)
             if not request.params.greedy:
                 floats[decode.UNIFORM, row] = request.draw(request.completion_tokens + 1)
         self._tell(EACH_STEP)
         return rows
 
     def stand_up(self) -> None:
-        """Nobody has a row."""
+        """Nobody has a row: the GPU's block tables are not theirs any more."""
         self._leave_out(set(), 0)
 
     def _leave_out(self, wanted: set[int], count: int) -> None:
@@ -95,17 +98,19 @@ class Seats:
         self._floats[decode.TEMPERATURE, row], self._floats[decode.TOP_P, row] = p.temperature, p.top_p
         self._floats[decode.MIN_P, row] = p.min_p
 
-    def _grown(self, row: int) -> int:
-        """The block that its next token goes to, if it is new; of several new ones the others are told here."""
+    def _grown(self, row: int, position: int) -> int:
+        """The block of its next token, if the GPU has all before it and not this one; all others are told here."""
         seat = self._by_row[row]
         assert seat is not None
-        blocks, known = seat.request.blocks, seat.blocks
+        blocks, known, place = seat.request.blocks, seat.blocks, position // BLOCK_SIZE
         seat.blocks = len(blocks)
         if len(blocks) == known:
             return SAME
-        if len(blocks) > known + 1:
-            self._rows.tables[row, known : len(blocks)] = torch.tensor(blocks[known:], dtype=torch.int32)
-        return blocks[-1]
+        if known == place == len(blocks) - 1:
+            return blocks[place]
+        # Not only those up to `place`: one may have its next block already, of a step ahead whose token did not count.
+        self._rows.tables[row, known : len(blocks)] = torch.tensor(blocks[known:], dtype=torch.int32)
+        return SAME
 
     def _tell(self, inputs: int) -> None:
         """Copy the first inputs of all rows, from memory that is not written to before the copy has been made."""

@@ -44,12 +44,10 @@ class Launch:
     warps: int
     stages: int  # tiles that are on their way at once
     ahead: int = 512  # bytes of each of its rows that a program asks for before the kernel before it has ended
-    registers: int | None = None  # of a thread at most, so that more programs run at once; for NVIDIA's
 
     @property
     def options(self) -> dict[str, int]:
-        limit = {"maxnreg": self.registers} if self.registers and backend() == "cuda" else {}
-        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 def choose_launch(rows: int, kind: str, dtype: torch.dtype) -> Launch:
