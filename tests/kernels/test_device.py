@@ -24,10 +24,11 @@ def machine(monkeypatch):
     return make
 
 
-def test_auto_is_a_gpu_that_can_be_used_else_the_cpu(machine):
-    for gpus, triton, wanted in ((0, True, "cpu"), (2, True, "cuda:0"), (2, False, "cpu")):
-        machine(gpus, triton=triton)
-        assert choose_device("auto") == torch.device(wanted)
+@pytest.mark.parametrize(("gpus", "triton", "wanted"), [(0, True, "cpu"), (2, True, "cuda:0"), (2, False, "cpu")])
+def test_auto_is_a_gpu_that_can_be_used_else_the_cpu(machine, caplog, gpus, triton, wanted):
+    machine(gpus, triton=triton)
+    assert choose_device("auto") == torch.device(wanted)
+    assert ("there is a GPU, but no Triton" in caplog.text) == (gpus > 0 and not triton)
 
 
 def test_a_gpu_is_named_as_tensors_name_theirs(machine):

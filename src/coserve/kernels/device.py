@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.util import find_spec
 
 import torch
 
 from coserve.errors import InvalidRequest
+
+log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 DEVICES = "auto, cpu or cuda (cuda:1 is the second GPU)"
@@ -20,7 +23,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     """
     name = str(name)
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() and _has_triton() else CPU
+        return _best_there_is()
     if not is_device(name):
         raise InvalidRequest(f"device is {name!r}; it must be {DEVICES}.", param="device")
     if name == "cpu":
@@ -31,6 +34,15 @@ def choose_device(name: str | torch.device) -> torch.device:
     if not _has_triton():
         raise InvalidRequest("on a GPU coserve needs Triton: pip install 'coserve[gpu]'", param="device")
     return torch.device("cuda", index)
+
+
+def _best_there_is() -> torch.device:
+    if not torch.cuda.is_available():
+        return CPU
+    if not _has_triton():
+        log.warning("there is a GPU, but no Triton to use it with: running on the CPU. pip install 'coserve[gpu]'")
+        return CPU
+    return torch.device("cuda", 0)
 
 
 def is_device(name: str) -> bool:

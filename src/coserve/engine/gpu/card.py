@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -69,8 +70,11 @@ class Cuda:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             result = launches()
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what ended the capture says more
+                graph.capture_end()
+            raise
+        graph.capture_end()
 
         def replay() -> T:
             graph.replay()
