@@ -17,6 +17,7 @@ from torch import Tensor
 from coserve import kernels
 from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, differentiable, lora_linear, reference
 from coserve.kernels.device import choose_device, make_current
+from coserve.kernels.layer import LayerTensors, NativeLayer
 from coserve.kernels.linear import Weight
 from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
@@ -135,6 +136,8 @@ class DecoderLayer:
 
         `exact`: a row's numbers do not depend on its company, as those who are served may expect.
         """
+        if exact and not loras and self._native is not None:
+            return self._native(x, rope, layout, cache)
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         qkv = self.project_qkv(x, loras, exact=exact)
@@ -154,6 +157,17 @@ class DecoderLayer:
             qkv, layout, cache, self.index, heads, kv_heads, c.head_dim**-0.5, self.window
         )
         return self.finish(x, attended, loras, exact=exact)
+
+    @cached_property
+    def _native(self) -> NativeLayer | None:
+        """All of `forward` but adapters, where there are kernels for it; the same numbers."""
+        c = self.config
+        matrices = [(linear.weight, linear.bias) for linear in self.linears.values()]
+        tensors = LayerTensors(matrices, (self.input_norm, self.post_norm, self.q_norm, self.k_norm))
+        if not NativeLayer.takes(tensors, self.input_norm.dtype, c.head_dim):
+            return None
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+        return NativeLayer(tensors, heads, kv_heads, c.head_dim, self.window, c.rms_norm_eps, self.index)
 
     @property
     def linears(self) -> dict[str, Linear]:

@@ -4,7 +4,7 @@
 // beside it: see rows.cpp on why. A few queries read keys and values together; each sums in the order that it would
 // have alone.
 
-#include "vectors.h"
+#include "operations.h"
 
 namespace {
 
@@ -12,10 +12,6 @@ struct AttentionArgs {
   int heads, kv_heads, dim, window;  // window: keys a query sees, itself included; 0 = all
   int64_t q_stride;
   float scale;
-};
-
-struct Tile {  // consecutive rows of one segment
-  int32_t row, rows, position, table;
 };
 
 constexpr int kSpan = 4;                  // blocks whose keys are weighed together
@@ -140,7 +136,7 @@ INLINE void attend_spans(const Queries& all, int query, int span, const T* const
 }
 
 template <int L, class T>
-INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache,
+INLINE void attend_tile(const RowTile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache,
                         const int32_t* tables, T* out, const AttentionArgs& a, float* scratch) {
   const int group = a.heads / a.kv_heads, count = tile.rows * group, dim = a.dim;
   float *qs = scratch, *results = qs + count * dim, *max = results + count * dim, *total = max + count;
@@ -173,7 +169,7 @@ INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_ca
 
 #define INSTANTIATE(T, S)                                                                                             \
   LEVELS(attend_##S,                                                                                                  \
-         (const Tile& tile, int head, const T* q, const T* k, const T* v, const int32_t* tables, T* out,              \
+         (const RowTile& tile, int head, const T* q, const T* k, const T* v, const int32_t* tables, T* out,              \
           const AttentionArgs& a, float* scratch),                                                                    \
          attend_tile<L>(tile, head, q, k, v, tables, out, a, scratch))
 INSTANTIATE(float, f32)
@@ -185,7 +181,7 @@ INSTANTIATE(bf16, bf16)
 // dim is a multiple of 16; `max_rows`: the rows of the largest tile.
 #define EXPORT(T, S)                                                                                                  \
   extern "C" void coserve_paged_attention_##S(const T* q, int64_t q_stride, const T* k_cache, const T* v_cache,       \
-                                              const Tile* tiles, int num_tiles, const int32_t* tables, T* out,        \
+                                              const RowTile* tiles, int num_tiles, const int32_t* tables, T* out,        \
                                               int max_rows, int heads, int kv_heads, int dim, int window,             \
                                               float scale) {                                                          \
     static const auto run = CHOOSE(attend_##S);                                                                       \

@@ -3,6 +3,7 @@
 //
 // A row's sums run along k in an order that depends on k alone: see linear.cpp.
 
+#include "operations.h"
 #include "parts.h"
 #include "tiles.h"
 #include "vectors.h"

@@ -6,6 +6,7 @@
 // A row's sums run along k in an order that depends on k alone (lane by lane, in blocks of at most kDepth), whatever
 // the number of rows: a request's numbers are the same, to the bit, alone or in any company.
 
+#include "operations.h"
 #include "parts.h"
 #include "vectors.h"
 

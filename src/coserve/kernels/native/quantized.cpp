@@ -5,6 +5,7 @@
 // one of each, and panels are read from the first byte to the last. Sums are of integers, and exact: in 8 bits along at
 // most kDepth elements, then scaled and added as floats, in an order that does not depend on the number of rows.
 
+#include "operations.h"
 #include "quantized.h"
 
 #ifdef AVX2

@@ -1,11 +1,11 @@
-// Norms, activation, and RoPE with the KV write, and the gradients of the three: each row by itself.
+// Norms, activation, and RoPE with the KV write, and the gradients of the three: each row by itself. And additions.
 //
 // The kernels here and in the other files work on raw pointers: no link against PyTorch, and no OpenMP runtime of their
 // own (the symbols resolve to the one that PyTorch has loaded, so there is one pool of threads). Every row is computed
 // in an order that depends on nothing but its own position: a request's numbers are the same, to the bit, alone or in
 // any company. So: no -ffast-math, no reduction whose order depends on the batch.
 
-#include "vectors.h"
+#include "operations.h"
 
 #include <cmath>
 
@@ -24,6 +24,13 @@ INLINE void norm_row(const T* x, const T* weight, T* out, int n, float eps) {
     Vec<L> scaled = rounded<L>(load_tail<L>(x + i, rest) * scale, x);
     store_tail<L>(out + i, scaled * load_tail<L>(weight + i, rest), rest);
   }
+}
+
+template <int L, class T>
+INLINE void add_all(const T* x, T* to, int n) {
+  int i = 0;
+  for (; i + L <= n; i += L) store<L>(to + i, load<L>(x + i) + load<L>(to + i));
+  if (i < n) store_tail<L>(to + i, load_tail<L>(x + i, n - i) + load_tail<L>(to + i, n - i), n - i);
 }
 
 // The gradient of x: with r = 1 / rms and u = g * weight,  dx = r * (u - x * r^2 * mean(u * x)).
@@ -139,6 +146,7 @@ INLINE void rope_row(T* row, const T* q_norm, const T* k_norm, const float* cos,
 
 #define INSTANTIATE(T, S)                                                                                             \
   LEVELS(norm_##S, (const T* x, const T* w, T* out, int n, float eps), norm_row<L>(x, w, out, n, eps))                \
+  LEVELS(add_##S, (const T* x, T* to, int n), add_all<L>(x, to, n))                                                   \
   LEVELS(silu_##S, (const T* gate, const T* up, T* out, int n), silu_row<L>(gate, up, out, n))                        \
   LEVELS(norm_gradient_##S, (const T* x, const T* w, const T* g, T* dx, int n, float eps),                            \
          norm_gradient_row<L>(x, w, g, dx, n, eps))                                                                   \
@@ -161,6 +169,12 @@ INSTANTIATE(bf16, bf16)
     static const auto run = CHOOSE(norm_##S);                                                                         \
     _Pragma("omp parallel for if (int64_t(rows) * n > 65536)") for (int r = 0; r < rows; r++)                         \
         run(x + int64_t(r) * n, weight, out + int64_t(r) * n, n, eps);                                                \
+  }                                                                                                                   \
+  extern "C" void coserve_add_##S(const T* x, T* to, int64_t n) {                                                     \
+    static const auto run = CHOOSE(add_##S);                                                                          \
+    constexpr int64_t part = 16384;                                                                                   \
+    _Pragma("omp parallel for if (n > 65536)") for (int64_t i = 0; i < n; i += part)                                  \
+        run(x + i, to + i, int(std::min(part, n - i)));                                                               \
   }                                                                                                                   \
   extern "C" void coserve_silu_and_mul_##S(const T* x, T* out, int rows, int n) {                                     \
     static const auto run = CHOOSE(silu_##S);                                                                         \
