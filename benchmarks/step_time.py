@@ -30,7 +30,7 @@ from benchmarks.options import benchmark_parser, positive
 from benchmarks.report import Row, medians, print_table, progress, write_json
 from coserve.engine import EngineConfig
 from coserve.kernels.calibration import measure_bandwidth
-from coserve.kernels.layer import NativeLayer, seconds_by_part
+from coserve.kernels.layers import NativeLayers, seconds_by_part
 
 KEYS = ("model", "weights", "streams", "part")
 SMALL, REST = "small operations", "the rest"
@@ -58,11 +58,11 @@ class Stopwatch:
                     module, _, function = name.rpartition(".")
                     owner = __import__(module, fromlist=[function])
                     stack.enter_context(patch.object(owner, function, self._timed(part, getattr(owner, function))))
-            stack.enter_context(patch.object(NativeLayer, "__call__", self._layer(NativeLayer.__call__)))
+            stack.enter_context(patch.object(NativeLayers, "__call__", self._layers(NativeLayers.__call__)))
             yield
 
-    def _layer(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A layer's parts, which it counts itself."""
+    def _layers(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Parts of layers that are one call, which they count themselves."""
 
         def timed(*arguments: Any) -> Any:
             start, before = time.perf_counter() - self.made, seconds_by_part()

@@ -17,7 +17,7 @@ from torch import Tensor
 from coserve import kernels
 from coserve.kernels import KVCache, LoraLayer, LoraRows, PagedLayout, differentiable, lora_linear, reference
 from coserve.kernels.device import choose_device, make_current
-from coserve.kernels.layer import LayerTensors, NativeLayer
+from coserve.kernels.layers import LayerTensors, NativeLayers
 from coserve.kernels.linear import Weight
 from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
@@ -136,8 +136,6 @@ class DecoderLayer:
 
         `exact`: a row's numbers do not depend on its company, as those who are served may expect.
         """
-        if exact and not loras and self._native is not None:
-            return self._native(x, rope, layout, cache)
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         qkv = self.project_qkv(x, loras, exact=exact)
@@ -158,16 +156,10 @@ class DecoderLayer:
         )
         return self.finish(x, attended, loras, exact=exact)
 
-    @cached_property
-    def _native(self) -> NativeLayer | None:
-        """All of `forward` but adapters, where there are kernels for it; the same numbers."""
-        c = self.config
+    @property
+    def computed_with(self) -> LayerTensors:
         matrices = [(linear.weight, linear.bias) for linear in self.linears.values()]
-        tensors = LayerTensors(matrices, (self.input_norm, self.post_norm, self.q_norm, self.k_norm))
-        if not NativeLayer.takes(tensors, self.input_norm.dtype, c.head_dim):
-            return None
-        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
-        return NativeLayer(tensors, heads, kv_heads, c.head_dim, self.window, c.rms_norm_eps, self.index)
+        return LayerTensors(matrices, (self.input_norm, self.post_norm, self.q_norm, self.k_norm), self.window)
 
     @property
     def linears(self) -> dict[str, Linear]:
@@ -282,6 +274,8 @@ class Decoder:
         `keep(layer, x)` is shown every layer's input, and the result as layer `num_hidden_layers`.
         """
         x = self.embedded(token_ids)
+        if not adapters and keep is None and self._native is not None:
+            return self._native(x, self.rope, layout, cache)
         for layer in self.layers:
             if keep is not None:
                 keep(layer.index, x)
@@ -290,6 +284,13 @@ class Decoder:
         if keep is not None:
             keep(len(self.layers), x)
         return x
+
+    @cached_property
+    def _native(self) -> NativeLayers | None:
+        """All layers at once, where there are kernels for that; the same numbers."""
+        c, layers = self.config, [layer.computed_with for layer in self.layers]
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+        return NativeLayers.of(layers, self.dtype, heads, kv_heads, c.head_dim, c.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden] -> [rows, vocab], in the model's number format."""

@@ -246,25 +246,26 @@ INLINE void chunk_product(const TileRows& x, int row, int rows, const Pair& pair
 // Rows [row, row + rows) of y from column `first` on, from the totals of some pairs: row by row, in long runs.
 template <int Bits>
 INLINE void finish(const TileRows& x, int row, int rows, const Work& work, int pairs, const QuantizedMatrix& w,
-                   int first, const float* bias, float* y) {
+                   int first, const Result& to) {
   for (int r = 0; r < rows; r++) {
     const __m512 scale = _mm512_set1_ps(Bits == 8 ? x.scales[row + r] : 1.0f);
-    float* out = y + int64_t(row + r) * w.columns;
+    const int64_t of_row = int64_t(row + r) * w.columns;
     for (int i = 0; i < pairs * kPair; i++) {
       const int column = first + i * kPanel, here = std::min(kPanel, w.columns - column);
       if (here <= 0) break;
       const __mmask16 mask = (1 << here) - 1;
-      const __m512 more = bias ? _mm512_maskz_loadu_ps(mask, bias + column) : __m512{};
+      const __m512 bias = to.bias ? _mm512_maskz_loadu_ps(mask, to.bias + column) : __m512{};
       const __m512 total = _mm512_load_ps(work.total[i / kPair][i % kPair] + r * kPanel);
-      _mm512_mask_storeu_ps(out + column, mask, _mm512_fmadd_ps(total, scale, more));
+      __m512 sum = _mm512_fmadd_ps(total, scale, bias);
+      if (to.residual) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to.residual + of_row + column), sum);
+      _mm512_mask_storeu_ps(to.y + of_row + column, mask, sum);
     }
   }
 }
 
 // Pairs [begin, end). Beside many rows, which do not stay in the cache at their full length, several at each chunk.
 template <int Bits, bool Mins>
-void pairs_product(const TileRows& x, const QuantizedMatrix& w, const float* bias, float* y, int begin, int end,
-                   Work& work) {
+void pairs_product(const TileRows& x, const QuantizedMatrix& w, const Result& to, int begin, int end, Work& work) {
   const Tiles tiles(Bits == 8 ? kTile : kBlockK / kQuad);
   for (int row = 0; row < x.count; row += kMostRows) {
     const int rows = std::min(kMostRows, x.count - row);
@@ -281,7 +282,7 @@ void pairs_product(const TileRows& x, const QuantizedMatrix& w, const float* bia
                                     Pair(w, ends ? from : from + i + 1), ends ? last : first, work);
         }
       }
-      finish<Bits>(x, row, rows, work, count, w, from * kPair * kPanel, bias, y);
+      finish<Bits>(x, row, rows, work, count, w, from * kPair * kPanel, to);
     }
   }
 }
@@ -312,7 +313,7 @@ void round_rows(const float* x, int depth, int bits, TileRows& to) {
 
 bool worth_tiles(int bits, int rows) { return rows >= kFewest[bits == 4] && level() >= amx; }
 
-void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows) {
+void product_by_tiles(const float* x, const QuantizedMatrix& w, const Result& to, int rows) {
   static thread_local Aligned bytes, floats;
   TileRows in;
   in.count = rows, in.width = w.width(), in.blocks = in.width / kBlockK;
@@ -328,12 +329,12 @@ void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bia
   for (int part = 0; part < parts.count; part++) {
     if (parts.begin(part) == parts.end(part)) continue;
     static thread_local Aligned work;
-    run(in, w, bias, y, int(parts.begin(part)), int(parts.end(part)), *work.of<Work>(1));
+    run(in, w, to, int(parts.begin(part)), int(parts.end(part)), *work.of<Work>(1));
   }
 }
 
 #pragma GCC pop_options
 #else
 bool worth_tiles(int, int) { return false; }
-void product_by_tiles(const float*, const QuantizedMatrix&, const float*, float*, int) {}
+void product_by_tiles(const float*, const QuantizedMatrix&, const Result&, int) {}
 #endif

@@ -1,4 +1,4 @@
-// Norms, activation, and RoPE with the KV write, and the gradients of the three: each row by itself. And additions.
+// Norms, activation, and RoPE with the KV write, and the gradients of the three: each row by itself.
 //
 // The kernels here and in the other files work on raw pointers: no link against PyTorch, and no OpenMP runtime of their
 // own (the symbols resolve to the one that PyTorch has loaded, so there is one pool of threads). Every row is computed
@@ -24,13 +24,6 @@ INLINE void norm_row(const T* x, const T* weight, T* out, int n, float eps) {
     Vec<L> scaled = rounded<L>(load_tail<L>(x + i, rest) * scale, x);
     store_tail<L>(out + i, scaled * load_tail<L>(weight + i, rest), rest);
   }
-}
-
-template <int L, class T>
-INLINE void add_all(const T* x, T* to, int n) {
-  int i = 0;
-  for (; i + L <= n; i += L) store<L>(to + i, load<L>(x + i) + load<L>(to + i));
-  if (i < n) store_tail<L>(to + i, load_tail<L>(x + i, n - i) + load_tail<L>(to + i, n - i), n - i);
 }
 
 // The gradient of x: with r = 1 / rms and u = g * weight,  dx = r * (u - x * r^2 * mean(u * x)).
@@ -146,7 +139,6 @@ INLINE void rope_row(T* row, const T* q_norm, const T* k_norm, const float* cos,
 
 #define INSTANTIATE(T, S)                                                                                             \
   LEVELS(norm_##S, (const T* x, const T* w, T* out, int n, float eps), norm_row<L>(x, w, out, n, eps))                \
-  LEVELS(add_##S, (const T* x, T* to, int n), add_all<L>(x, to, n))                                                   \
   LEVELS(silu_##S, (const T* gate, const T* up, T* out, int n), silu_row<L>(gate, up, out, n))                        \
   LEVELS(norm_gradient_##S, (const T* x, const T* w, const T* g, T* dx, int n, float eps),                            \
          norm_gradient_row<L>(x, w, g, dx, n, eps))                                                                   \
@@ -167,18 +159,12 @@ INSTANTIATE(bf16, bf16)
 #define EXPORT(T, S)                                                                                                  \
   extern "C" void coserve_rms_norm_##S(const T* x, const T* weight, T* out, int rows, int n, float eps) {             \
     static const auto run = CHOOSE(norm_##S);                                                                         \
-    _Pragma("omp parallel for if (int64_t(rows) * n > 65536)") for (int r = 0; r < rows; r++)                         \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 8192)") for (int r = 0; r < rows; r++)                          \
         run(x + int64_t(r) * n, weight, out + int64_t(r) * n, n, eps);                                                \
-  }                                                                                                                   \
-  extern "C" void coserve_add_##S(const T* x, T* to, int64_t n) {                                                     \
-    static const auto run = CHOOSE(add_##S);                                                                          \
-    constexpr int64_t part = 16384;                                                                                   \
-    _Pragma("omp parallel for if (n > 65536)") for (int64_t i = 0; i < n; i += part)                                  \
-        run(x + i, to + i, int(std::min(part, n - i)));                                                               \
   }                                                                                                                   \
   extern "C" void coserve_silu_and_mul_##S(const T* x, T* out, int rows, int n) {                                     \
     static const auto run = CHOOSE(silu_##S);                                                                         \
-    _Pragma("omp parallel for if (int64_t(rows) * n > 32768)") for (int r = 0; r < rows; r++)                         \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 8192)") for (int r = 0; r < rows; r++)                          \
         run(x + int64_t(r) * 2 * n, x + int64_t(r) * 2 * n + n, out + int64_t(r) * n, n);                             \
   }                                                                                                                   \
   extern "C" void coserve_rms_norm_gradient_##S(const T* x, const T* weight, const T* g, T* dx, int rows, int n,      \
@@ -204,7 +190,7 @@ INSTANTIATE(bf16, bf16)
     static const auto run = CHOOSE(rope_##S);                                                                         \
     const RopeArgs a{heads, kv_heads, dim, eps};                                                                      \
     const int64_t stride = int64_t(heads + 2 * kv_heads) * dim;                                                       \
-    _Pragma("omp parallel for if (rows * stride > 32768)") for (int r = 0; r < rows; r++)                             \
+    _Pragma("omp parallel for if (rows * stride > 8192)") for (int r = 0; r < rows; r++)                              \
         run(qkv + r * stride, q_norm, k_norm, cos + int64_t(positions[r]) * (dim / 2),                                \
             sin + int64_t(positions[r]) * (dim / 2), slots[r], k_cache, v_cache, a);                                  \
   }
