@@ -47,12 +47,19 @@ INLINE __m512i line8(const uint8_t* w) {  // from pairs, [2, 16, 2], to [16, 4]
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), _mm512_loadu_si512(w));
 }
-// A tile of B, and its share of what comes kAhead bytes later; lines that are missing are zero.
+// What comes kAhead bytes after these elements of two panels; what follows a panel's end is the next pair's.
+template <int Bits>
+INLINE const uint8_t* ahead_of(const Panel& panel, int64_t k, int width) {
+  const int64_t at = k * kPanel * Bits / 8 + kAhead / kPair, end = int64_t(width) * kPanel * Bits / 8;
+  return panel.data + (at < end ? at : at + end);
+}
+
+// A tile of B, and its share of what comes later; lines that are missing are zero.
 template <int Bits, int Lines>
-INLINE void spread(const uint8_t* w, int lines, uint8_t* b) {
+INLINE void spread(const uint8_t* w, int lines, uint8_t* b, const uint8_t* ahead) {
   constexpr int kBytes = kPanel * kQuad * Bits / 8;
   for (int i = 0; i < Lines; i++) {
-    if (i * kBytes % 64 == 0) __builtin_prefetch(w + i * kBytes + kAhead);
+    if (i * kBytes % 64 == 0) __builtin_prefetch(ahead + i * kBytes);
     const __m512i line = i >= lines ? __m512i{} : Bits == 8 ? line8(w + i * kBytes) : Avx512::quads(w + i * kBytes);
     _mm512_store_si512(b + i * kTileRow, line);
   }
@@ -85,7 +92,8 @@ INLINE void dots8(const Place& at, const Panel* panels, Work& work) {
   const auto spread_both = [&](int step) ALWAYS {
     for (int p = 0; p < kPair; p++)
       spread<8, kTile>(panels[p].data + int64_t(at.first) * kPanel + step * kTileBytes, lines - step * kTile,
-                       work.b[p] + (step & at.kept) * kTileBytes);
+                       work.b[p] + (step & at.kept) * kTileBytes,
+                       ahead_of<8>(panels[p], at.first + step * kTileRow, x.width));
   };
   TILE_ZERO(0);
   TILE_ZERO(1);
@@ -137,7 +145,7 @@ INLINE void multiply4(const Place& at, const Panel* panels, int k, Work& work, i
   if constexpr (Fresh)
     for (int p = 0; p < kPair; p++)
       spread<4, Blocks * kLinesOfBlock>(panels[p].data + int64_t(k) * (kPanel / 2), Blocks * kLinesOfBlock,
-                                        b + p * kOther);
+                                        b + p * kOther, ahead_of<4>(panels[p], k, x.width));
   UNROLL for (int i = 0; i < Blocks; i++) {
     if constexpr (!Fresh) ask(at, (k - at.first) / kBlockK + i);
     const uint8_t* lines = b + i * kLinesOfBlock * kTileRow;
