@@ -17,7 +17,7 @@ namespace {
 
 #include "quantized_avx512.h"
 
-constexpr int kFewest[2] = {8, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
+constexpr int kFewest[2] = {4, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
 constexpr int kQuad = 4;             // 8-bit integers in a word
 constexpr int kPair = 2;             // panels at a time
 constexpr int kMostRows = 256;       // that the weights are read for once
