@@ -20,7 +20,7 @@ def main(library: str, weights: str, rows: int, columns: int, depth: int, calls:
 def of_floats(lib: ctypes.CDLL, weights: str, rows: int, columns: int, depth: int) -> Callable[[], object]:
     run, size = (lib.coserve_linear_f32, 4) if weights == "float32" else (lib.coserve_linear_bf16, 2)
     x, w, y = _numbers(rows * depth), _bytes(columns * depth * size), _numbers(rows * columns)
-    return lambda: run(x, w, None, y, rows, columns, depth)
+    return lambda: run(x, w, None, None, y, rows, columns, depth)
 
 
 def of_integers(lib: ctypes.CDLL, weights: str, rows: int, columns: int, depth: int) -> Callable[[], object]:
@@ -28,7 +28,7 @@ def of_integers(lib: ctypes.CDLL, weights: str, rows: int, columns: int, depth: 
     group = depth if bits == 8 else GROUP
     x, w, y = _numbers(rows * depth), _bytes(columns * depth * bits // 8), _numbers(rows * columns)
     scales = _bytes(columns * (depth // group) * 2)
-    return lambda: lib.coserve_linear_quantized(x, w, scales, None, None, y, bits, group, rows, columns, depth)
+    return lambda: lib.coserve_linear_quantized(x, w, scales, None, None, None, y, bits, group, rows, columns, depth)
 
 
 PRODUCTS = {"float32": of_floats, "bfloat16": of_floats, "int8": of_integers, "int4": of_integers}

@@ -30,15 +30,16 @@ from benchmarks.options import benchmark_parser, positive
 from benchmarks.report import Row, medians, print_table, progress, write_json
 from coserve.engine import EngineConfig
 from coserve.kernels.calibration import measure_bandwidth
+from coserve.kernels.layers import NativeLayers, seconds_by_part
 
 KEYS = ("model", "weights", "streams", "part")
 SMALL, REST = "small operations", "the rest"
 PARTS = {  # what is looked up where it is called
-    "products": ("coserve.models.decoder.lora_linear",),
+    "products": ("coserve.models.decoder.lora_linear", "coserve.kernels.ops.lora_linear"),
     "output matrix": ("coserve.kernels.linear",),
     "attention": ("coserve.kernels.paged_attention",),
     "sampling": ("coserve.engine.runner.sample",),
-    SMALL: ("coserve.kernels.rms_norm", "coserve.kernels.silu_and_mul", "coserve.kernels.rope_and_store"),
+    SMALL: ("coserve.kernels.rms_norm", "coserve.kernels.ops.silu_and_mul", "coserve.kernels.rope_and_store"),
 }
 
 
@@ -57,7 +58,20 @@ class Stopwatch:
                     module, _, function = name.rpartition(".")
                     owner = __import__(module, fromlist=[function])
                     stack.enter_context(patch.object(owner, function, self._timed(part, getattr(owner, function))))
+            stack.enter_context(patch.object(NativeLayers, "__call__", self._layers(NativeLayers.__call__)))
             yield
+
+    def _layers(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Parts of layers that are one call, which they count themselves."""
+
+        def timed(*arguments: Any) -> Any:
+            start, before = time.perf_counter() - self.made, seconds_by_part()
+            result = function(*arguments)
+            for part, seconds in seconds_by_part().items():
+                self.calls[part].append((start, seconds - before[part]))
+            return result
+
+        return timed
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         calls = self.calls[part]

@@ -7,6 +7,7 @@ import torch
 
 from coserve.kernels import LoraLayer, LoraRows, LoraWeights, linear, lora_linear
 from coserve.kernels.native import kernel
+from coserve.kernels.quantized import quantize
 
 # (rows, weights)
 FORMATS = [
@@ -162,3 +163,15 @@ def test_gradients_through_an_adapter_on_some_rows_are_refused():
     x, weight, _ = make(6, 12, 8, torch.float32, torch.float32)
     with pytest.raises(ValueError, match="one adapter on all rows"):
         lora_linear(x.requires_grad_(), weight, None, PARTS, [LoraRows(0, 3, LoraLayer({}))])
+
+
+@pytest.mark.parametrize("kind", ["float32", "widened", "bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 16, 32), (3, 50, 100), (9, 33, 1030), (40, 70, 2080), (130, 40, 96)])
+def test_a_residual_changes_no_bit_of_what_it_is_added_to(kind, rows, n, k):
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    x, weight, bias = make(rows, n, k, dtype, torch.float32 if kind in ("float32", "int8", "int4") else torch.bfloat16)
+    residual = torch.randn(rows, n).to(dtype)
+    packed = quantize(weight, int(kind[3:])) if kind.startswith("int") else weight
+    with torch.no_grad():
+        for some in (None, bias):
+            assert torch.equal(linear(x, packed, some, residual), residual + linear(x, packed, some))

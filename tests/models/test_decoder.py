@@ -122,3 +122,34 @@ def test_without_kernels_weights_take_the_format_of_the_arithmetic(tmp_path, mon
     monkeypatch.setattr("coserve.models.dtype.kernel", lambda name, dtype: None)
     assert Decoder.from_directory(path, dtype=torch.float32).weight_dtype == torch.float32
     assert Decoder.from_directory(path).dtype == torch.bfloat16  # widening would double the memory
+
+
+ONE_CALL = [
+    ("llama", "auto", {"attention_bias": True, "mlp_bias": True}),
+    ("mistral", "bf16", {"sliding_window": 24}),
+    ("qwen2", "int8", {}),
+    ("qwen3", "int4", {}),
+]
+
+
+@pytest.mark.skipif(library() is None, reason="the native kernels are off")
+@pytest.mark.parametrize(("family", "weights", "overrides"), ONE_CALL)
+def test_layers_in_one_call_compute_what_their_operations_do_to_the_bit(tmp_path, family, weights, overrides):
+    decoder = Decoder.from_directory(tiny_checkpoint(tmp_path, family, **overrides), weights=weights)
+    assert decoder._native is not None
+    batch = prompts(decoder.config.vocab_size)
+    segments = [Segment("prefill", p, 0, blocks) for p, blocks in zip(batch, tables(LENGTHS), strict=True)]
+    caches = [decoder.new_cache(20) for _ in range(2)]
+    for storage in (*caches[0].keys, *caches[0].values, *caches[1].keys, *caches[1].values):
+        storage.zero_()
+    at_once = all_logits(decoder, segments, caches[0])
+    decoder.__dict__["_native"] = None  # what a cached property found
+    assert torch.equal(at_once, all_logits(decoder, segments, caches[1]))
+    assert all(map(torch.equal, caches[0].keys, caches[1].keys))
+    assert all(map(torch.equal, caches[0].values, caches[1].values))
+
+
+def test_layers_without_a_kernel_for_their_matrices_go_operation_by_operation(tmp_path, monkeypatch):
+    monkeypatch.setattr("coserve.kernels.layers.multiplies_bfloat16", lambda: False)
+    decoder = Decoder.from_directory(tiny_checkpoint(tmp_path), dtype=torch.bfloat16)
+    assert decoder._native is None

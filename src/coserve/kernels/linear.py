@@ -250,22 +250,23 @@ def _fastest_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 def _product(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
     if gpu := kernels_for(x):
         return gpu.product(x, weight, bias, residual)
-    return _added(residual, _cpu_product(x, weight, bias))
+    return _cpu_product(x, weight, bias, residual)
 
 
-def _cpu_product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+def _cpu_product(x: Tensor, weight: Weight, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     if isinstance(weight, QuantizedWeight):
-        return quantized.product(x, weight, bias)
+        return quantized.product(x, weight, bias, residual)
     if isinstance(weight, QuantizedRows):
         raise TypeError("a matrix that was packed for a GPU, and rows on a CPU")
     if x.dtype == torch.bfloat16 and library() is not None and not (x.dtype == weight.dtype and multiplies_bfloat16()):
-        return _cpu_product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+        wide = _cpu_product(x.float(), weight, None if bias is None else bias.float(), None)
+        return _added(residual, wide.to(x.dtype))
     run = _native_product(x.dtype, weight.dtype)
     if run is None:
-        return reference.product(x, weight.to(x.dtype), bias)
-    x, weight = x.contiguous(), weight.contiguous()
+        return _added(residual, reference.product(x, weight.to(x.dtype), bias))
+    x, weight, residual = x.contiguous(), weight.contiguous(), None if residual is None else residual.contiguous()
     y = x.new_empty(x.shape[0], weight.shape[0])
-    run(pointer(x), pointer(weight), pointer(bias), pointer(y), x.shape[0], *weight.shape)
+    run(pointer(x), pointer(weight), pointer(bias), pointer(residual), pointer(y), x.shape[0], *weight.shape)
     return y
 
 

@@ -176,13 +176,20 @@ def _spread(per_group: Tensor, group: int, columns: int) -> Tensor:
     return per_group.float().repeat_interleave(group, 1)[:, :columns]
 
 
-def product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
-    """x [rows, in] float -> x @ weight.T + bias [rows, out] in x's format. A row's result depends on nothing else."""
-    lib, wide, bias = library(), x.float().contiguous(), None if bias is None else bias.float()
+def product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """x [rows, in] float -> residual + x @ weight.T + bias [rows, out] in x's format. A row's result depends on nothing
+    else."""
+    if x.dtype != torch.float32:
+        y = product(x.float(), weight, None if bias is None else bias.float()).to(x.dtype)
+        return y if residual is None else residual + y
+    lib = library()
     if lib is None:
-        return reference.product(rounded(wide, weight.bits), dequantize_by_torch(weight), bias).to(x.dtype)
+        y = reference.product(rounded(x, weight.bits), dequantize_by_torch(weight), bias)
+        return y if residual is None else residual + y
+    x, bias = x.contiguous(), None if bias is None else bias.float()
+    residual = None if residual is None else residual.contiguous()
     y = torch.empty(x.shape[0], weight.shape[0])
-    parts = (pointer(t) for t in (wide, weight.data, weight.scales, weight.mins, bias, y))
+    parts = (pointer(t) for t in (x, weight.data, weight.scales, weight.mins, bias, residual, y))
     lib.coserve_linear_quantized(*parts, weight.bits, weight.group, x.shape[0], *weight.shape)
     return y.to(x.dtype)
 

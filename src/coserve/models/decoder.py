@@ -27,6 +27,7 @@ from coserve.kernels import (
     reference,
 )
 from coserve.kernels.device import choose_device, make_current
+from coserve.kernels.layers import LayerTensors, NativeLayers
 from coserve.kernels.linear import Weight
 from coserve.models.checkpoint import Checkpoint
 from coserve.models.config import ModelConfig
@@ -173,6 +174,11 @@ class DecoderLayer:
         return self.finish(x, attended, loras, exact=exact)
 
     @property
+    def computed_with(self) -> LayerTensors:
+        matrices = [(linear.weight, linear.bias) for linear in self.linears.values()]
+        return LayerTensors(matrices, (self.input_norm, self.post_norm, self.q_norm, self.k_norm), self.window)
+
+    @property
     def linears(self) -> dict[str, Linear]:
         return {"qkv": self.qkv, "o": self.o, "gate_up": self.gate_up, "down": self.down}
 
@@ -285,6 +291,8 @@ class Decoder:
         `keep(layer, x)` is shown every layer's input, and the result as layer `num_hidden_layers`.
         """
         x = self.embedded(token_ids)
+        if not adapters and keep is None and self._native is not None:
+            return self._native(x, self.rope, layout, cache)
         for layer in self.layers:
             if keep is not None:
                 keep(layer.index, x)
@@ -292,6 +300,13 @@ class Decoder:
         if keep is not None:
             keep(len(self.layers), x)
         return x
+
+    @cached_property
+    def _native(self) -> NativeLayers | None:
+        """All layers at once, where there are kernels for that; the same numbers."""
+        c, layers = self.config, [layer.computed_with for layer in self.layers]
+        heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+        return NativeLayers.of(layers, self.dtype, heads, kv_heads, c.head_dim, c.rms_norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden] -> [rows, vocab], in the model's number format."""

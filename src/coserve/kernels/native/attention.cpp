@@ -4,7 +4,7 @@
 // beside it: see rows.cpp on why. A few queries read keys and values together; each sums in the order that it would
 // have alone.
 
-#include "vectors.h"
+#include "operations.h"
 
 namespace {
 
@@ -12,10 +12,6 @@ struct AttentionArgs {
   int heads, kv_heads, dim, window;  // window: keys a query sees, itself included; 0 = all
   int64_t q_stride;
   float scale;
-};
-
-struct Tile {  // consecutive rows of one segment
-  int32_t row, rows, position, table;
 };
 
 constexpr int kSpan = 4;                  // blocks whose keys are weighed together
@@ -29,12 +25,21 @@ struct Range {
   int first, last;
 };
 
-// Queries [Q, dim] against a block's keys [dim, 16] -> scores [Q, kKeys].
+// Where a span's blocks lie, and the next span's. Nothing follows them in memory for a processor to foresee: while keys
+// are scored, the values that they weigh are asked for, and while those are added, the next keys.
+template <class T>
+struct Span {
+  const T *keys[kSpan], *values[kSpan], *next_keys[kSpan];
+};
+
+// Queries [Q, dim] against a block's keys [dim, 16] -> scores [Q, kKeys]. `values`: the block's.
 template <int L, int Q, class T>
-INLINE void score_block(const float* q, const T* keys, int dim, float* scores) {
+INLINE void score_block(const float* q, const T* keys, const T* values, int dim, float* scores) {
   constexpr int N = kBlock / L;
   Vec<L> even[Q][N] = {}, odd[Q][N] = {};
-  for (int d = 0; d < dim; d += 2)
+  for (int d = 0; d < dim; d += 2) {
+    __builtin_prefetch(values + d * kBlock);
+    __builtin_prefetch(values + (d + 1) * kBlock);
     UNROLL for (int i = 0; i < N; i++) {
       const Vec<L> a = load<L>(keys + d * kBlock + i * L), b = load<L>(keys + (d + 1) * kBlock + i * L);
       UNROLL for (int c = 0; c < Q; c++) {
@@ -42,6 +47,7 @@ INLINE void score_block(const float* q, const T* keys, int dim, float* scores) {
         odd[c][i] += b * q[c * dim + d + 1];
       }
     }
+  }
   UNROLL for (int c = 0; c < Q; c++)
     UNROLL for (int i = 0; i < N; i++) store<L>(scores + c * kKeys + i * L, even[c][i] + odd[c][i]);
 }
@@ -68,17 +74,21 @@ INLINE float weigh(float* scores, Range blocks, Range seen, float& max, float& t
   return correction;
 }
 
-// Adds what keys of a span, which all Q queries see, weigh of `values` (by block: [16, dim]) to results [Q, dim], `C`
+// Adds what keys of a span, which all Q queries see, weigh of its values (by block: [16, dim]) to results [Q, dim], `C`
 // vectors from d on.
 template <int L, int Q, int C, class T>
-INLINE void add_some(const T* const* values, Range keys, const float* weights, float* results, int d, int dim) {
+INLINE void add_some(const Span<T>& span, Range keys, const float* weights, float* results, int d, int dim) {
   Vec<L> sums[Q][C];
   UNROLL for (int q = 0; q < Q; q++)
     UNROLL for (int c = 0; c < C; c++) sums[q][c] = load<L>(results + q * dim + d + c * L);
   for (int j = keys.first; j < keys.last; j++) {
-    const T* value = values[j / kBlock] + j % kBlock * dim + d;
+    const int at = j % kBlock * dim + d;
+    const T *value = span.values[j / kBlock] + at, *next = span.next_keys[j / kBlock] + at;
     Vec<L> v[C];
-    UNROLL for (int c = 0; c < C; c++) v[c] = load<L>(value + c * L);
+    UNROLL for (int c = 0; c < C; c++) {
+      v[c] = load<L>(value + c * L);
+      __builtin_prefetch(next + c * L);
+    }
     UNROLL for (int q = 0; q < Q; q++)
       UNROLL for (int c = 0; c < C; c++) sums[q][c] += v[c] * weights[q * kKeys + j];
   }
@@ -86,11 +96,11 @@ INLINE void add_some(const T* const* values, Range keys, const float* weights, f
     UNROLL for (int c = 0; c < C; c++) store<L>(results + q * dim + d + c * L, sums[q][c]);
 }
 template <int L, int Q, class T>
-INLINE void add_values(const T* const* values, Range keys, const float* weights, float* results, int dim) {
+INLINE void add_values(const Span<T>& span, Range keys, const float* weights, float* results, int dim) {
   if (keys.first >= keys.last) return;
   int d = 0;
-  for (; d + 4 * L <= dim; d += 4 * L) add_some<L, Q, 4>(values, keys, weights, results, d, dim);
-  for (; d < dim; d += L) add_some<L, Q, 1>(values, keys, weights, results, d, dim);
+  for (; d + 4 * L <= dim; d += 4 * L) add_some<L, Q, 4>(span, keys, weights, results, d, dim);
+  for (; d < dim; d += L) add_some<L, Q, 1>(span, keys, weights, results, d, dim);
 }
 
 // Queries and their results so far: [queries, dim]; max, total [queries].
@@ -106,8 +116,8 @@ struct Queries {
 
 // Q queries against a span. Keys that all of them see are read once; those that only some see, by each of these.
 template <int L, int Q, class T>
-INLINE void attend_span(const Queries& all, int query, int span, const T* const* keys, const T* const* values) {
-  const Range low = all.seen(query, span), high = all.seen(query + Q - 1, span);
+INLINE void attend_span(const Queries& all, int query, int number, const Span<T>& span) {
+  const Range low = all.seen(query, number), high = all.seen(query + Q - 1, number);
   const Range any{std::max(0, low.first), std::min(kKeys, high.last)};
   if (any.first >= any.last) return;
   const Range blocks{any.first / kBlock * kBlock, (any.last + kBlock - 1) / kBlock * kBlock};
@@ -116,31 +126,32 @@ INLINE void attend_span(const Queries& all, int query, int span, const T* const*
   float scores[Q * kKeys];
   const int dim = all.dim;
   float *q = all.q + query * dim, *results = all.results + query * dim;
-  for (int j = blocks.first; j < blocks.last; j += kBlock) score_block<L, Q>(q, keys[j / kBlock], dim, scores + j);
+  for (int j = blocks.first; j < blocks.last; j += kBlock)
+    score_block<L, Q>(q, span.keys[j / kBlock], span.values[j / kBlock], dim, scores + j);
   for (int c = 0; c < Q; c++) {
-    const Range seen = all.seen(query + c, span);
+    const Range seen = all.seen(query + c, number);
     float *weights = scores + c * kKeys, *result = results + c * dim;
     const float correction = weigh<L>(weights, blocks, seen, all.max[query + c], all.total[query + c]);
     for (int d = 0; d < dim; d += L) store<L>(result + d, load<L>(result + d) * correction);
     const Range before{std::max(0, seen.first), std::min(seen.last, common.first)};
-    add_values<L, 1>(values, before, weights, result, dim);
+    add_values<L, 1>(span, before, weights, result, dim);
   }
-  add_values<L, Q>(values, common, scores, results, dim);
+  add_values<L, Q>(span, common, scores, results, dim);
   for (int c = 0; c < Q; c++) {
-    const Range after{common.last, std::min(all.seen(query + c, span).last, kKeys)};
-    add_values<L, 1>(values, after, scores + c * kKeys, results + c * dim, dim);
+    const Range after{common.last, std::min(all.seen(query + c, number).last, kKeys)};
+    add_values<L, 1>(span, after, scores + c * kKeys, results + c * dim, dim);
   }
 }
 template <int L, int Q, class T>
-INLINE void attend_spans(const Queries& all, int query, int span, const T* const* keys, const T* const* values) {
-  for (; query + Q <= all.count; query += Q) attend_span<L, Q>(all, query, span, keys, values);
+INLINE void attend_spans(const Queries& all, int query, int number, const Span<T>& span) {
+  for (; query + Q <= all.count; query += Q) attend_span<L, Q>(all, query, number, span);
   if constexpr (Q > 1) {  // what is left over, in halves
-    if (query < all.count) attend_spans<L, Q / 2>(all, query, span, keys, values);
+    if (query < all.count) attend_spans<L, Q / 2>(all, query, number, span);
   }
 }
 
 template <int L, class T>
-INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache,
+INLINE void attend_tile(const RowTile& tile, int kv_head, const T* q, const T* k_cache, const T* v_cache,
                         const int32_t* tables, T* out, const AttentionArgs& a, float* scratch) {
   const int group = a.heads / a.kv_heads, count = tile.rows * group, dim = a.dim;
   float *qs = scratch, *results = qs + count * dim, *max = results + count * dim, *total = max + count;
@@ -154,15 +165,18 @@ INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_ca
   }
   const int end = tile.position + tile.rows;  // keys the last row sees
   const int oldest = a.window > 0 ? std::max(0, tile.position - a.window + 1) : 0;
-  for (int span = oldest / kKeys; span * kKeys < end; span++) {
-    const T *keys[kSpan], *values[kSpan];
+  const auto place = [&](int block) ALWAYS {
+    const int visible = std::max(oldest / kBlock, std::min(block, (end - 1) / kBlock));  // others are not read
+    return (int64_t(tables[tile.table + visible]) * a.kv_heads + kv_head) * dim * kBlock;
+  };
+  for (int number = oldest / kKeys; number * kKeys < end; number++) {
+    Span<T> span;
     for (int i = 0; i < kSpan; i++) {
-      const int visible = std::min(span * kSpan + i, (end - 1) / kBlock);  // others are not read
-      const int block = std::max(oldest / kBlock, visible);
-      const int64_t base = (int64_t(tables[tile.table + block]) * a.kv_heads + kv_head) * dim * kBlock;
-      keys[i] = k_cache + base, values[i] = v_cache + base;
+      const int64_t here = place(number * kSpan + i);
+      span.keys[i] = k_cache + here, span.values[i] = v_cache + here;
+      span.next_keys[i] = k_cache + place((number + 1) * kSpan + i);
     }
-    attend_spans<L, kQueries<L>>(queries, 0, span, keys, values);
+    attend_spans<L, kQueries<L>>(queries, 0, number, span);
   }
   for (int i = 0; i < count; i++) {
     T* dst = out + ((tile.row + i / group) * int64_t(a.heads) + kv_head * group + i % group) * dim;
@@ -173,7 +187,7 @@ INLINE void attend_tile(const Tile& tile, int kv_head, const T* q, const T* k_ca
 
 #define INSTANTIATE(T, S)                                                                                             \
   LEVELS(attend_##S,                                                                                                  \
-         (const Tile& tile, int head, const T* q, const T* k, const T* v, const int32_t* tables, T* out,              \
+         (const RowTile& tile, int head, const T* q, const T* k, const T* v, const int32_t* tables, T* out,              \
           const AttentionArgs& a, float* scratch),                                                                    \
          attend_tile<L>(tile, head, q, k, v, tables, out, a, scratch))
 INSTANTIATE(float, f32)
@@ -185,7 +199,7 @@ INSTANTIATE(bf16, bf16)
 // dim is a multiple of 16; `max_rows`: the rows of the largest tile.
 #define EXPORT(T, S)                                                                                                  \
   extern "C" void coserve_paged_attention_##S(const T* q, int64_t q_stride, const T* k_cache, const T* v_cache,       \
-                                              const Tile* tiles, int num_tiles, const int32_t* tables, T* out,        \
+                                              const RowTile* tiles, int num_tiles, const int32_t* tables, T* out,        \
                                               int max_rows, int heads, int kv_heads, int dim, int window,             \
                                               float scale) {                                                          \
     static const auto run = CHOOSE(attend_##S);                                                                       \

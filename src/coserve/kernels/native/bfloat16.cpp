@@ -1,8 +1,10 @@
-// Products of bfloat16 rows with bfloat16 weights, y = x W^T + bias, on processors that multiply them as they are: by
-// AMX's tiles, or by AVX-512's dot products. Sums are float32; y is rounded once. Weights are never packed.
+// Products of bfloat16 rows with bfloat16 weights, y = x W^T + bias + residual, on processors that multiply them as they
+// are: by AMX's tiles, or by AVX-512's dot products. Sums are float32, and rounded before the residual is added, as by
+// itself. Weights are never packed.
 //
 // A row's sums run along k in an order that depends on k alone: see linear.cpp.
 
+#include "operations.h"
 #include "parts.h"
 #include "tiles.h"
 #include "vectors.h"
@@ -15,14 +17,16 @@
 
 namespace {
 
-struct Bf16Matrix {  // [columns, depth]
-  const bf16 *w, *bias;
+struct Bf16Matrix {  // [columns, depth], and what is added to its product
+  const bf16 *w, *bias, *residual;
   int columns, depth;
 };
 
 INLINE __m512i load_some(const bf16* p, int n) {  // at most 32; the rest is zero
   return _mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
 }
+
+INLINE __m512 widened(__m256i v) { return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16); }
 
 INLINE float float_of(bf16 v) {
   const uint32_t word = uint32_t(v.bits) << 16;
@@ -31,13 +35,20 @@ INLINE float float_of(bf16 v) {
   return value;
 }
 
+INLINE bf16 rounded(float v) {
+  const __m128bh vector = _mm_cvtneps_pbh(_mm_set_ss(v));
+  bf16 first;
+  std::memcpy(&first, &vector, sizeof first);
+  return first;
+}
+
 // ---- by dot products: a few rows of x against four of W, each pair of rows in a vector of sums ----------------------
 
 constexpr int kRows = 6;
 constexpr int kColumns = 4;
 
 template <int R>
-INLINE void dots_of_rows(const bf16* x, const Bf16Matrix& m, int column, bf16* y) {
+INLINE void dots_of_rows(const bf16* x, const Bf16Matrix& m, int column, const bf16* residual, bf16* y) {
   const bf16* w = m.w + int64_t(column) * m.depth;
   const int columns = std::min(kColumns, m.columns - column);
   __m512 sums[R][kColumns] = {};
@@ -56,14 +67,15 @@ INLINE void dots_of_rows(const bf16* x, const Bf16Matrix& m, int column, bf16* y
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int c = 0; c < kColumns; c++) {
     if (c == columns) break;
     const float bias = m.bias ? float_of(m.bias[column + c]) : 0.0f;
-    const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(sum<16>((Vec<16>)sums[r][c]) + bias));
-    std::memcpy(y + int64_t(r) * m.columns + column + c, &rounded, sizeof(bf16));
+    bf16* to = y + int64_t(r) * m.columns + column + c;
+    *to = rounded(sum<16>((Vec<16>)sums[r][c]) + bias);
+    if (residual) *to = rounded(float_of(residual[to - y]) + float_of(*to));
   }
 }
 template <int R>
-INLINE void dots_of_few(const bf16* x, int rows, const Bf16Matrix& m, int column, bf16* y) {
-  if (rows == R) dots_of_rows<R>(x, m, column, y);
-  else if constexpr (R > 1) dots_of_few<R - 1>(x, rows, m, column, y);
+INLINE void dots_of_few(const bf16* x, int rows, const Bf16Matrix& m, int column, const bf16* residual, bf16* y) {
+  if (rows == R) dots_of_rows<R>(x, m, column, residual, y);
+  else if constexpr (R > 1) dots_of_few<R - 1>(x, rows, m, column, residual, y);
 }
 
 void product_by_dots(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
@@ -71,9 +83,11 @@ void product_by_dots(const bf16* x, const Bf16Matrix& m, bf16* y, int rows) {
 #pragma omp parallel for schedule(dynamic) if (parts.count > 1)
   for (int part = 0; part < parts.count; part++)
     for (int strip = int(parts.begin(part)); strip < parts.end(part); strip++)
-      for (int row = 0; row < rows; row += kRows)
+      for (int row = 0; row < rows; row += kRows) {
+        const int64_t at = int64_t(row) * m.columns;
         dots_of_few<kRows>(x + int64_t(row) * m.depth, std::min(kRows, rows - row), m, strip * kColumns,
-                           y + int64_t(row) * m.columns);
+                           m.residual ? m.residual + at : nullptr, y + at);
+      }
 }
 
 // ---- by tiles: W's rows are A as they lie in the checkpoint, pairs of x are B, and what comes out is y transposed ----
@@ -215,12 +229,17 @@ INLINE void finish(const Bf16Matrix& m, const float* sums, int row, int rows, in
   transpose(turned);
   const int here = std::min(kTile, m.columns - column);
   const __mmask16 mask = (1 << here) - 1;
-  __m512i bias = {};
-  if (m.bias) bias = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, m.bias + column)), 16);
+  __m512 bias = {};
+  if (m.bias) bias = widened(_mm256_maskz_loadu_epi16(mask, m.bias + column));
   UNROLL for (int r = 0; r < kTile; r++) {
     if (r >= rows) break;
-    const __m512 sum = _mm512_add_ps((__m512)turned[r], (__m512)bias);
-    _mm256_mask_storeu_epi16(y + int64_t(row + r) * m.columns + column, mask, (__m256i)_mm512_cvtneps_pbh(sum));
+    const int64_t at = int64_t(row + r) * m.columns + column;
+    __m256i sum = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps((__m512)turned[r], bias));
+    if (m.residual) {
+      const __m512 residual = widened(_mm256_maskz_loadu_epi16(mask, m.residual + at));
+      sum = (__m256i)_mm512_cvtneps_pbh(_mm512_add_ps(residual, widened(sum)));
+    }
+    _mm256_mask_storeu_epi16(y + at, mask, sum);
   }
 }
 
@@ -316,10 +335,10 @@ extern "C" int coserve_multiplies_bfloat16() {
   return level() >= amx || (level() >= avx512 && __builtin_cpu_supports("avx512bf16"));
 }
 
-// Where it does. Everything is contiguous; `bias` may be null.
-extern "C" void coserve_linear_bf16_rows(const bf16* x, const bf16* w, const bf16* bias, bf16* y, int rows, int columns,
-                                        int depth) {
-  const Bf16Matrix m{w, bias, columns, depth};
+// Where it does. Everything is contiguous; `bias` and `residual` may be null.
+extern "C" void coserve_linear_bf16_rows(const bf16* x, const bf16* w, const bf16* bias, const bf16* residual, bf16* y,
+                                        int rows, int columns, int depth) {
+  const Bf16Matrix m{w, bias, residual, columns, depth};
 #ifdef AMX
   if (level() >= amx && rows && depth) return product_by_tiles(x, m, y, rows);
 #endif
@@ -327,5 +346,5 @@ extern "C" void coserve_linear_bf16_rows(const bf16* x, const bf16* w, const bf1
 }
 #else
 extern "C" int coserve_multiplies_bfloat16() { return 0; }
-extern "C" void coserve_linear_bf16_rows(const bf16*, const bf16*, const bf16*, bf16*, int, int, int) {}
+extern "C" void coserve_linear_bf16_rows(const bf16*, const bf16*, const bf16*, const bf16*, bf16*, int, int, int) {}
 #endif

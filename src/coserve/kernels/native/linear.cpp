@@ -1,4 +1,4 @@
-// Matrix products with float32 rows and weights in float32 or bfloat16: y = x W^T + bias, and dx = dy W.
+// Matrix products with float32 rows and weights in float32 or bfloat16: y = x W^T + bias + residual, and dx = dy W.
 //
 // All arithmetic is float32, so that a processor without bfloat16 instructions loses nothing but the widening, which
 // hides behind the reads. Weights are read as they lie in the checkpoint, [out, in] by rows: nothing is packed at load.
@@ -6,6 +6,7 @@
 // A row's sums run along k in an order that depends on k alone (lane by lane, in blocks of at most kDepth), whatever
 // the number of rows: a request's numbers are the same, to the bit, alone or in any company.
 
+#include "operations.h"
 #include "parts.h"
 #include "vectors.h"
 
@@ -90,7 +91,7 @@ INLINE Quad sums(Vec<L> a, Vec<L> b, Vec<L> c, Vec<L> d) {
 
 struct Product {
   const float* x;  // [rows, stride], arranged, and zero from `depth` on to the end of a chunk
-  const float* bias;  // [columns], or null
+  const float *bias, *residual;  // [columns], [rows, columns], or null
   float* y;  // [rows, columns]
   int rows, columns, depth, stride;
 };
@@ -133,9 +134,12 @@ INLINE void dots(const Product& p, int row, int column, int k, int n, const T* w
   }
   UNROLL for (int r = 0; r < R; r++) {
     Quad s = sums<L>(acc[r][0], acc[r][1], acc[r][C - 2], acc[r][C - 1]);
-    float* y = p.y + int64_t(row + r) * p.columns + column;
+    const int64_t at = int64_t(row + r) * p.columns + column;
     const int count = std::min(C, p.columns - column);
-    for (int c = 0; c < count; c++) y[c] = (k ? y[c] : p.bias ? p.bias[column + c] : 0.0f) + s[c];
+    for (int c = 0; c < count; c++) {
+      const float sum = (k ? p.y[at + c] : p.bias ? p.bias[column + c] : 0.0f) + s[c];
+      p.y[at + c] = p.residual && k + n >= p.depth ? p.residual[at + c] + sum : sum;
+    }
   }
 }
 
@@ -274,11 +278,12 @@ INLINE Kernels<bf16> kernels_for(const bf16*) {
 }
 
 template <class T>
-void run_product(const float* x, const T* weight, const float* bias, float* y, int rows, int columns, int depth) {
+void run_product(const float* x, const T* weight, const float* bias, const float* residual, float* y, int rows,
+                 int columns, int depth) {
   static const Kernels<T> kernels = kernels_for(weight);
   static thread_local std::vector<float> arranged;
   const int chunk = kernels.lanes * kParts<T>, stride = (depth + chunk - 1) / chunk * chunk;
-  Product p{x, bias, y, rows, columns, depth, stride};
+  Product p{x, bias, residual, y, rows, columns, depth, stride};
   if (kParts<T> > 1 || stride != depth) {
     if (arranged.size() < size_t(rows) * stride) arranged.resize(size_t(rows) * stride);
     float* to = arranged.data();
@@ -306,11 +311,11 @@ void run_transposed(const Transposed& t, const T* weight) {
 
 }  // namespace
 
-// The exported functions, once for each weight format. Everything is contiguous; `bias` may be null.
+// The exported functions, once for each weight format. Everything is contiguous; `bias` and `residual` may be null.
 #define EXPORT(T, S)                                                                                               \
-  extern "C" void coserve_linear_##S(const float* x, const T* weight, const float* bias, float* y, int rows,       \
-                                     int columns, int depth) {                                                     \
-    run_product(x, weight, bias, y, rows, columns, depth);                                                         \
+  extern "C" void coserve_linear_##S(const float* x, const T* weight, const float* bias, const float* residual,    \
+                                     float* y, int rows, int columns, int depth) {                                 \
+    run_product(x, weight, bias, residual, y, rows, columns, depth);                                               \
   }                                                                                                                \
   extern "C" void coserve_linear_input_gradient_##S(const float* dy, const T* weight, float* dx, int rows,         \
                                                     int columns, int depth) {                                      \

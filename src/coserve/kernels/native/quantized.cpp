@@ -5,6 +5,7 @@
 // one of each, and panels are read from the first byte to the last. Sums are of integers, and exact: in 8 bits along at
 // most kDepth elements, then scaled and added as floats, in an order that does not depend on the number of rows.
 
+#include "operations.h"
 #include "quantized.h"
 
 #ifdef AVX2
@@ -38,10 +39,8 @@ struct Rows {
   }
 };
 
-struct Result {
-  float* y;  // [rows, columns]
-  const float* bias;
-  int columns, column;
+struct Columns {  // sixteen from the first on, or as many as there are
+  int first, of;
 };
 
 struct Ahead {  // where to read next, and how fast to go on
@@ -156,7 +155,7 @@ void fill(const Rows& rows, const Tile& tile, int bits, const float* x, int dept
 
 // ---- one product for each instruction set ---------------------------------------------------------------------------
 
-typedef void (*PanelProduct)(const Rows&, const Panel&, const Result&, float*);
+typedef void (*PanelProduct)(const Rows&, const Panel&, const Result&, Columns, float*);
 
 namespace plain_kernel {
 #include "quantized_kernel.h"
@@ -307,7 +306,7 @@ Product product_of_this_processor() {
   return PRODUCT(plain_kernel, Plain);
 }
 
-void product_by_vectors(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows) {
+void product_by_vectors(const float* x, const QuantizedMatrix& w, const Result& to, int rows) {
   static const Product product = product_of_this_processor();
   static thread_local std::vector<float> memory;
   const int64_t width = w.width(), blocks = width / kBlockK, words = width * (w.bits == 8 ? 2 : 1) / 4;
@@ -331,18 +330,18 @@ void product_by_vectors(const float* x, const QuantizedMatrix& w, const float* b
   for (int part = 0; part < parts.count; part++) {
     float* total = scratch_floats(size_t(kGroup) * kPanel);
     for (int64_t i = parts.begin(part); i < parts.end(part); i++)
-      run(in, w.panel(i), Result{y, bias, w.columns, int(i * kPanel)}, total);
+      run(in, w.panel(i), to, {int(i * kPanel), w.columns}, total);
   }
 }
 
 }  // namespace
 
-// y [rows, columns] = x [rows, depth] W^T + bias, of a packed W. `mins` and `bias` may be null.
-extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales, const uint16_t* mins,
-                                         const float* bias, float* y, int bits, int group, int rows, int columns,
-                                         int depth) {
+// y [rows, columns] = x [rows, depth] W^T + bias + residual, of a packed W. `mins`, `bias` and `residual` may be null.
+extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales,
+                                         const uint16_t* mins, const float* bias, const float* residual, float* y,
+                                         int bits, int group, int rows, int columns, int depth) {
   const QuantizedMatrix w{data, scales, mins, bits, group, columns, depth};
-  (worth_tiles(bits, rows) ? product_by_tiles : product_by_vectors)(x, w, bias, y, rows);
+  (worth_tiles(bits, rows) ? product_by_tiles : product_by_vectors)(x, w, {bias, residual, y}, rows);
 }
 
 // The matrix itself, in float32 [rows, columns].

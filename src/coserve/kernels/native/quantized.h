@@ -38,6 +38,11 @@ struct QuantizedMatrix {  // [columns, depth]
 void round_row(const float* x, int n, int width, int16_t* values, float* scale, float* sums);
 void round_row(const float* x, int n, int width, int8_t* values, float* scales, float* sums);
 
-// Where the processor has AMX: y [rows, columns] = x [rows, depth] W^T + bias, the same to the bit as without.
+struct Result {  // bias and residual may be null
+  const float *bias, *residual;  // [columns], [rows, columns]
+  float* y;                      // [rows, columns]
+};
+
+// Where the processor has AMX: y = x [rows, depth] W^T + bias + residual, the same to the bit as without.
 bool worth_tiles(int bits, int rows);
-void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows);
+void product_by_tiles(const float* x, const QuantizedMatrix& w, const Result& to, int rows);

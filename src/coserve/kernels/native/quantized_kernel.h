@@ -91,7 +91,7 @@ INLINE void dots(const Tile& x, const Panel& p, int first, int last, float* tota
 
 // A panel's part of y. Its weights are taken from memory once for up to kGroup rows. `total`: kGroup * 16 floats.
 template <class M, int Bits, bool Mins>
-static void panel_product(const Rows& x, const Panel& p, const Result& to, float* total) {
+static void panel_product(const Rows& x, const Panel& p, const Result& to, Columns into, float* total) {
   constexpr int bytes_of_k = Bits == 8 ? kPanel : kPanel / 2;
   for (int group = 0; group < x.count; group += kGroup) {
     const int rows = std::min(kGroup, x.count - group), tiles = x.tiles_of(rows);
@@ -105,12 +105,14 @@ static void panel_product(const Rows& x, const Panel& p, const Result& to, float
         dots<M, Bits, Mins, Bits == 8 ? M::kRows8 : M::kRows4>(tile, p, first, last, total + (tile.row - group) * kPanel, ahead);
       }
     }
-    const int columns = std::min(kPanel, to.columns - to.column);
+    const int columns = std::min(kPanel, into.of - into.first);
     for (int r = 0; r < rows; r++) {
-      float* y = to.y + int64_t(group + r) * to.columns + to.column;
+      const int64_t at = int64_t(group + r) * into.of + into.first;
       const float scale = Bits == 8 ? x.row_scales[group + r] : 1.0f;
-      for (int c = 0; c < columns; c++)
-        y[c] = M::fused(total[r * kPanel + c], scale, to.bias ? to.bias[to.column + c] : 0.0f);
+      for (int c = 0; c < columns; c++) {
+        const float sum = M::fused(total[r * kPanel + c], scale, to.bias ? to.bias[into.first + c] : 0.0f);
+        to.y[at + c] = to.residual ? to.residual[at + c] + sum : sum;
+      }
     }
   }
 }

@@ -17,7 +17,7 @@ namespace {
 
 #include "quantized_avx512.h"
 
-constexpr int kFewest[2] = {8, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
+constexpr int kFewest[2] = {4, 16};  // rows that tiles are worth it for, of 8- and 4-bit weights
 constexpr int kQuad = 4;             // 8-bit integers in a word
 constexpr int kPair = 2;             // panels at a time
 constexpr int kMostRows = 256;       // that the weights are read for once
@@ -47,12 +47,19 @@ INLINE __m512i line8(const uint8_t* w) {  // from pairs, [2, 16, 2], to [16, 4]
                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), _mm512_loadu_si512(w));
 }
-// A tile of B, and its share of what comes kAhead bytes later; lines that are missing are zero.
+// What comes kAhead bytes after these elements of two panels; what follows a panel's end is the next pair's.
+template <int Bits>
+INLINE const uint8_t* ahead_of(const Panel& panel, int64_t k, int width) {
+  const int64_t at = k * kPanel * Bits / 8 + kAhead / kPair, end = int64_t(width) * kPanel * Bits / 8;
+  return panel.data + (at < end ? at : at + end);
+}
+
+// A tile of B, and its share of what comes later; lines that are missing are zero.
 template <int Bits, int Lines>
-INLINE void spread(const uint8_t* w, int lines, uint8_t* b) {
+INLINE void spread(const uint8_t* w, int lines, uint8_t* b, const uint8_t* ahead) {
   constexpr int kBytes = kPanel * kQuad * Bits / 8;
   for (int i = 0; i < Lines; i++) {
-    if (i * kBytes % 64 == 0) __builtin_prefetch(w + i * kBytes + kAhead);
+    if (i * kBytes % 64 == 0) __builtin_prefetch(ahead + i * kBytes);
     const __m512i line = i >= lines ? __m512i{} : Bits == 8 ? line8(w + i * kBytes) : Avx512::quads(w + i * kBytes);
     _mm512_store_si512(b + i * kTileRow, line);
   }
@@ -85,7 +92,8 @@ INLINE void dots8(const Place& at, const Panel* panels, Work& work) {
   const auto spread_both = [&](int step) ALWAYS {
     for (int p = 0; p < kPair; p++)
       spread<8, kTile>(panels[p].data + int64_t(at.first) * kPanel + step * kTileBytes, lines - step * kTile,
-                       work.b[p] + (step & at.kept) * kTileBytes);
+                       work.b[p] + (step & at.kept) * kTileBytes,
+                       ahead_of<8>(panels[p], at.first + step * kTileRow, x.width));
   };
   TILE_ZERO(0);
   TILE_ZERO(1);
@@ -137,7 +145,7 @@ INLINE void multiply4(const Place& at, const Panel* panels, int k, Work& work, i
   if constexpr (Fresh)
     for (int p = 0; p < kPair; p++)
       spread<4, Blocks * kLinesOfBlock>(panels[p].data + int64_t(k) * (kPanel / 2), Blocks * kLinesOfBlock,
-                                        b + p * kOther);
+                                        b + p * kOther, ahead_of<4>(panels[p], k, x.width));
   UNROLL for (int i = 0; i < Blocks; i++) {
     if constexpr (!Fresh) ask(at, (k - at.first) / kBlockK + i);
     const uint8_t* lines = b + i * kLinesOfBlock * kTileRow;
@@ -246,25 +254,26 @@ INLINE void chunk_product(const TileRows& x, int row, int rows, const Pair& pair
 // Rows [row, row + rows) of y from column `first` on, from the totals of some pairs: row by row, in long runs.
 template <int Bits>
 INLINE void finish(const TileRows& x, int row, int rows, const Work& work, int pairs, const QuantizedMatrix& w,
-                   int first, const float* bias, float* y) {
+                   int first, const Result& to) {
   for (int r = 0; r < rows; r++) {
     const __m512 scale = _mm512_set1_ps(Bits == 8 ? x.scales[row + r] : 1.0f);
-    float* out = y + int64_t(row + r) * w.columns;
+    const int64_t of_row = int64_t(row + r) * w.columns;
     for (int i = 0; i < pairs * kPair; i++) {
       const int column = first + i * kPanel, here = std::min(kPanel, w.columns - column);
       if (here <= 0) break;
       const __mmask16 mask = (1 << here) - 1;
-      const __m512 more = bias ? _mm512_maskz_loadu_ps(mask, bias + column) : __m512{};
+      const __m512 bias = to.bias ? _mm512_maskz_loadu_ps(mask, to.bias + column) : __m512{};
       const __m512 total = _mm512_load_ps(work.total[i / kPair][i % kPair] + r * kPanel);
-      _mm512_mask_storeu_ps(out + column, mask, _mm512_fmadd_ps(total, scale, more));
+      __m512 sum = _mm512_fmadd_ps(total, scale, bias);
+      if (to.residual) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to.residual + of_row + column), sum);
+      _mm512_mask_storeu_ps(to.y + of_row + column, mask, sum);
     }
   }
 }
 
 // Pairs [begin, end). Beside many rows, which do not stay in the cache at their full length, several at each chunk.
 template <int Bits, bool Mins>
-void pairs_product(const TileRows& x, const QuantizedMatrix& w, const float* bias, float* y, int begin, int end,
-                   Work& work) {
+void pairs_product(const TileRows& x, const QuantizedMatrix& w, const Result& to, int begin, int end, Work& work) {
   const Tiles tiles(Bits == 8 ? kTile : kBlockK / kQuad);
   for (int row = 0; row < x.count; row += kMostRows) {
     const int rows = std::min(kMostRows, x.count - row);
@@ -281,7 +290,7 @@ void pairs_product(const TileRows& x, const QuantizedMatrix& w, const float* bia
                                     Pair(w, ends ? from : from + i + 1), ends ? last : first, work);
         }
       }
-      finish<Bits>(x, row, rows, work, count, w, from * kPair * kPanel, bias, y);
+      finish<Bits>(x, row, rows, work, count, w, from * kPair * kPanel, to);
     }
   }
 }
@@ -312,7 +321,7 @@ void round_rows(const float* x, int depth, int bits, TileRows& to) {
 
 bool worth_tiles(int bits, int rows) { return rows >= kFewest[bits == 4] && level() >= amx; }
 
-void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bias, float* y, int rows) {
+void product_by_tiles(const float* x, const QuantizedMatrix& w, const Result& to, int rows) {
   static thread_local Aligned bytes, floats;
   TileRows in;
   in.count = rows, in.width = w.width(), in.blocks = in.width / kBlockK;
@@ -328,12 +337,12 @@ void product_by_tiles(const float* x, const QuantizedMatrix& w, const float* bia
   for (int part = 0; part < parts.count; part++) {
     if (parts.begin(part) == parts.end(part)) continue;
     static thread_local Aligned work;
-    run(in, w, bias, y, int(parts.begin(part)), int(parts.end(part)), *work.of<Work>(1));
+    run(in, w, to, int(parts.begin(part)), int(parts.end(part)), *work.of<Work>(1));
   }
 }
 
 #pragma GCC pop_options
 #else
 bool worth_tiles(int, int) { return false; }
-void product_by_tiles(const float*, const QuantizedMatrix&, const float*, float*, int) {}
+void product_by_tiles(const float*, const QuantizedMatrix&, const Result&, int) {}
 #endif

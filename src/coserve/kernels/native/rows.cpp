@@ -5,7 +5,7 @@
 // in an order that depends on nothing but its own position: a request's numbers are the same, to the bit, alone or in
 // any company. So: no -ffast-math, no reduction whose order depends on the batch.
 
-#include "vectors.h"
+#include "operations.h"
 
 #include <cmath>
 
@@ -159,12 +159,12 @@ INSTANTIATE(bf16, bf16)
 #define EXPORT(T, S)                                                                                                  \
   extern "C" void coserve_rms_norm_##S(const T* x, const T* weight, T* out, int rows, int n, float eps) {             \
     static const auto run = CHOOSE(norm_##S);                                                                         \
-    _Pragma("omp parallel for if (int64_t(rows) * n > 65536)") for (int r = 0; r < rows; r++)                         \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 8192)") for (int r = 0; r < rows; r++)                          \
         run(x + int64_t(r) * n, weight, out + int64_t(r) * n, n, eps);                                                \
   }                                                                                                                   \
   extern "C" void coserve_silu_and_mul_##S(const T* x, T* out, int rows, int n) {                                     \
     static const auto run = CHOOSE(silu_##S);                                                                         \
-    _Pragma("omp parallel for if (int64_t(rows) * n > 32768)") for (int r = 0; r < rows; r++)                         \
+    _Pragma("omp parallel for if (int64_t(rows) * n > 8192)") for (int r = 0; r < rows; r++)                          \
         run(x + int64_t(r) * 2 * n, x + int64_t(r) * 2 * n + n, out + int64_t(r) * n, n);                             \
   }                                                                                                                   \
   extern "C" void coserve_rms_norm_gradient_##S(const T* x, const T* weight, const T* g, T* dx, int rows, int n,      \
@@ -190,7 +190,7 @@ INSTANTIATE(bf16, bf16)
     static const auto run = CHOOSE(rope_##S);                                                                         \
     const RopeArgs a{heads, kv_heads, dim, eps};                                                                      \
     const int64_t stride = int64_t(heads + 2 * kv_heads) * dim;                                                       \
-    _Pragma("omp parallel for if (rows * stride > 32768)") for (int r = 0; r < rows; r++)                             \
+    _Pragma("omp parallel for if (rows * stride > 8192)") for (int r = 0; r < rows; r++)                              \
         run(qkv + r * stride, q_norm, k_norm, cos + int64_t(positions[r]) * (dim / 2),                                \
             sin + int64_t(positions[r]) * (dim / 2), slots[r], k_cache, v_cache, a);                                  \
   }
