@@ -107,7 +107,7 @@ class CpuRunner:
             observe(batch.load, time.perf_counter() - started)
 
     def forget(self) -> None:
-        pass
+        self._decoder.forget_addresses()
 
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         pass

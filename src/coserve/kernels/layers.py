@@ -74,7 +74,7 @@ def _plain(tensor: Weight, dtypes: Sequence[torch.dtype]) -> bool:
 
 
 class NativeLayers:
-    """Holds the addresses of the layers' tensors, which stay where they are. Adapters are not for it."""
+    """Holds the addresses of the layers' tensors: to be made again if their memory moves. Adapters are not for it."""
 
     @classmethod
     def of(

@@ -308,6 +308,10 @@ class Decoder:
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         return NativeLayers.of(layers, self.dtype, heads, kv_heads, c.head_dim, c.rms_norm_eps)
 
+    def forget_addresses(self) -> None:
+        """The tensors' memory is about to move."""
+        self.__dict__.pop("_native", None)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [rows, hidden] -> [rows, vocab], in the model's number format."""
         return kernels.linear(kernels.rms_norm(hidden, self.norm, self.config.rms_norm_eps), self.lm_head)
