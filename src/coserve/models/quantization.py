@@ -12,7 +12,7 @@ from coserve.errors import InvalidRequest, ModelError
 from coserve.kernels import quantized
 from coserve.kernels.device import CPU, is_gpu
 from coserve.kernels.gpu import formats as gpu_formats
-from coserve.kernels.gpu.formats import QuantizedRows
+from coserve.kernels.gpu.formats import FP8_MULTIPLE, QuantizedRows
 from coserve.kernels.linear import Weight
 from coserve.kernels.quantized import PANEL, QuantizedWeight, quantize
 from coserve.models.config import ModelConfig
@@ -20,7 +20,6 @@ from coserve.models.dtype import auto_dtype, computing_dtype, weight_dtype
 from coserve.models.matrices import HEAD, Matrix
 
 WEIGHTS = ("auto", "bf16", "int8", "int4", "fp8")
-FP8_MULTIPLE = 16  # of a matrix's rows and columns, for PyTorch's product
 _ELEMENTS_AT_ONCE = 1 << 22  # quantised in the caches; a large matrix at once would take more memory than the model
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from coserve.kernels.quantized import QuantizedWeight, unpack
 
 FP8 = torch.float8_e4m3fn
+FP8_MULTIPLE = 16  # of a matrix's rows and columns, for PyTorch's product
 _UNIT = 16  # bits
 _SLICES = (64, 32)  # columns of a slice, which shares a scale: the first where groups allow it
 

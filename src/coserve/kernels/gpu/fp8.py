@@ -12,15 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from coserve.kernels.gpu.eight_bits import levels, rounded, scale_of
-from coserve.kernels.gpu.formats import FP8, QuantizedRows
-
-_MULTIPLE = 16  # of a matrix's rows, for PyTorch's product
+from coserve.kernels.gpu.formats import FP8, FP8_MULTIPLE, QuantizedRows
 
 
 def takes(x: Tensor, weight: QuantizedRows) -> bool:
     """Whether `product` multiplies them: float32 rows, say, are not to be rounded to 8 bits."""
     return (
-        x.dtype == torch.bfloat16 and weight.name == "float8" and not weight.grouped and not weight.shape[0] % _MULTIPLE
+        x.dtype == torch.bfloat16
+        and weight.name == "float8"
+        and not weight.grouped
+        and not weight.shape[0] % FP8_MULTIPLE
     )
 
 

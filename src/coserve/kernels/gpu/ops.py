@@ -2,13 +2,11 @@
 
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.dropout import dropout
-from coserve.kernels.gpu.lora import add_lora
 from coserve.kernels.gpu.products import dequantize, gated_product, product
 from coserve.kernels.gpu.rope import rope_and_store, rotate, rotate_gradient
 from coserve.kernels.gpu.rows import rms_norm, rms_norm_gradient, silu_and_mul, silu_and_mul_gradient
 
 __all__ = [
-    "add_lora",
     "dequantize",
     "dropout",
     "gated_product",
