@@ -37,9 +37,9 @@ SMALL, REST = "small operations", "the rest"
 PARTS = {  # what is looked up where it is called
     "products": ("coserve.models.decoder.lora_linear", "coserve.kernels.ops.lora_linear"),
     "output matrix": ("coserve.kernels.linear",),
-    "attention": ("coserve.kernels.paged_attention",),
+    "attention": ("coserve.kernels.ops.paged_attention",),
     "sampling": ("coserve.engine.runner.sample",),
-    SMALL: ("coserve.kernels.rms_norm", "coserve.kernels.ops.silu_and_mul", "coserve.kernels.rope_and_store"),
+    SMALL: ("coserve.kernels.rms_norm", "coserve.kernels.ops.silu_and_mul", "coserve.kernels.ops.rope_and_store"),
 }
 
 

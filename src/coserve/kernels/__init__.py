@@ -6,7 +6,7 @@ in here.
 """
 
 from coserve.kernels.linear import LoraLayer, LoraRows, Loras, LoraWeights, StackedLora, linear, lora_linear
-from coserve.kernels.ops import gated_linear, paged_attention, rms_norm, rope_and_store, silu_and_mul
+from coserve.kernels.ops import gated_linear, paged_attention, rms_norm, rope_and_attend, rope_and_store, silu_and_mul
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "lora_linear",
     "paged_attention",
     "rms_norm",
+    "rope_and_attend",
     "rope_and_store",
     "silu_and_mul",
 ]

@@ -136,3 +136,27 @@ def paged_attention(
         c_float(scale),
     )
     return out
+
+
+def rope_and_attend(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """`rope_and_store`, then `paged_attention`; afterwards qkv may be turned, or as before."""
+    if gpu := kernels_for(qkv):
+        return gpu.rope_and_attend(
+            qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads, scale, window
+        )
+    rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
+    return paged_attention(qkv, layout, cache, layer, heads, kv_heads, scale, window)

@@ -156,7 +156,7 @@ class DecoderLayer:
         c = self.config
         heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
         qkv = self.project_qkv(x, loras, exact=exact)
-        kernels.rope_and_store(
+        attended = kernels.rope_and_attend(
             qkv,
             self.q_norm,
             self.k_norm,
@@ -167,9 +167,8 @@ class DecoderLayer:
             self.index,
             heads,
             kv_heads,
-        )
-        attended = kernels.paged_attention(
-            qkv, layout, cache, self.index, heads, kv_heads, c.head_dim**-0.5, self.window
+            c.head_dim**-0.5,
+            self.window,
         )
         return self.finish(x, attended, loras, exact=exact)
 

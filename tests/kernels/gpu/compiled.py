@@ -86,12 +86,19 @@ def calls() -> Iterator[Callable[[], Any]]:
 
 
 def _attention() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu.attention import rope_and_attend
     from tests.kernels.gpu import test_attention as attention
 
     everything = {"window": 128, "soft_cap": 50.0, "sinks": torch.zeros(32)}
     for cache_dtype, options in ((torch.bfloat16, {}), (torch.float8_e4m3fn, everything)):
         case = attention.make(32, 8, 128, [(1000, 1), (0, 40)], torch.bfloat16, cache_dtype=cache_dtype)
         yield lambda case=case, options=options: attention.run(case, 32, 8, **options)
+    qkv, *where = attention.make(32, 8, 128, [(1000, 1)] * 64, torch.bfloat16)
+    yield lambda: attention.run((qkv, *where), 32, 8)
+    qkv, *where = attention.make(32, 8, 128, [(1000, 1)], torch.bfloat16)
+    angle, norm = torch.zeros(2000, 64), torch.zeros(128, dtype=torch.bfloat16)
+    for norms in ((norm, norm), (None, None)):
+        yield lambda norms=norms: rope_and_attend(qkv, *norms, 1e-5, angle, angle, *where, 0, 32, 8, 0.1)
 
 
 def _rows() -> Iterator[Callable[[], Any]]:
@@ -123,6 +130,8 @@ def _products() -> Iterator[Callable[[], Any]]:
 
     bf16 = {"dtype": torch.bfloat16}
     packed = [matrix(*kind, 256, 4096)[0] for kind in ((8, None, True), (4, 128, False), (4, 64, True), (4, 32, True))]
+    wide = torch.zeros(17408, 64, **bf16)
+    yield lambda: products.gated_product(torch.zeros(1, 64, **bf16), wide)
     for weight in (torch.zeros(256, 4096, **bf16), QuantizedRows.in_fp8(torch.zeros(256, 4096)), *packed):
         for rows in (1, 32, 64):
             x, residual = torch.zeros(rows, 4096, **bf16), torch.zeros(rows, 256, **bf16)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from coserve.kernels import BLOCK_SIZE, KVCache, PagedLayout
-from coserve.kernels.gpu.attention import paged_attention
+from coserve.kernels.gpu import attention, rope
+from coserve.kernels.gpu.attention import decode_attention, paged_attention, rope_and_attend
 from tests.kernels.gpu.oracle import DEVICE, close
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -167,3 +168,59 @@ def test_a_prompt_s_row_is_the_same_to_the_bit_however_it_is_cut():
         parts.append(run((qkv[start : start + length], piece, cache), 6, 2))
         start += length
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("splits", [2, 4])
+def test_how_many_splits_a_program_takes_does_not_show(splits, monkeypatch):
+    case = make(4, 2, 32, [(0, 1), (100, 1), (300, 1), (700, 1), (1100, 1)], torch.bfloat16)
+    one = run(case, 4, 2)
+    monkeypatch.setattr(attention, "_run", lambda pairs: splits)
+    assert torch.equal(run(case, 4, 2), one)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(3, 3, 16), (9, 3, 24), (4, 1, 128)])
+@pytest.mark.parametrize("normed", [True, False])
+@pytest.mark.parametrize("window", [None, 33])
+@pytest.mark.parametrize("token_major", [True, False])
+def test_attention_turns_heads_and_fills_the_cache(heads, kv_heads, dim, normed, window, token_major):
+    """What the two kernels do: the same values, keys and results as near as rounding lets them."""
+    segments = [(0, 1), (15, 1), (16, 1), (300, 1), (64, 1)]
+    qkv, layout, cache = make(heads, kv_heads, dim, segments, torch.bfloat16, token_major=token_major)
+    other = KVCache(1, cache.blocks, kv_heads, dim, torch.bfloat16, device=DEVICE, token_major=token_major)
+    for ours, theirs in ((other.keys[0], cache.keys[0]), (other.values[0], cache.values[0])):
+        ours.copy_(theirs)
+    norms = [(1 + 0.1 * torch.randn(dim)).bfloat16().to(DEVICE) if normed else None for _ in range(2)]
+    angle = torch.randn(400, dim // 2)
+    how = (*norms, 1e-6, angle.cos().to(DEVICE), angle.sin().to(DEVICE))
+    turned, shape = qkv.clone(), (heads, kv_heads)
+    rope.rope_and_store(turned, *how, layout, other, 0, *shape)
+    wanted = paged_attention(turned, layout, other, 0, *shape, dim**-0.5, window)
+    before = qkv.clone()
+    got = decode_attention(qkv, attention.Rotation(*how), layout, cache, 0, *shape, dim**-0.5, window)
+    assert torch.equal(qkv, before)
+    close(cache.keys[0], other.keys[0].cpu().double(), torch.bfloat16)
+    assert torch.equal(cache.values[0], other.values[0])
+    close(got, wanted.cpu().double(), torch.bfloat16)
+
+
+@pytest.mark.parametrize(("segments", "together"), [([(30, 1)] * 3, True), ([(30, 1), (0, 5)], False)])
+def test_attention_turns_heads_where_all_rows_decode(segments, together, monkeypatch):
+    qkv, layout, cache = make(4, 2, 32, segments, torch.bfloat16)
+    angle = torch.randn(40, 16)
+    how = (None, None, 1e-6, angle.cos().to(DEVICE), angle.sin().to(DEVICE), layout, cache, 0, 4, 2)
+    called = []
+    monkeypatch.setattr(attention, "rope_and_store", lambda *a: (called.append(a), rope.rope_and_store(*a)))
+    rope_and_attend(qkv, *how, 32**-0.5)
+    assert bool(called) != together
+
+
+def test_a_row_that_turns_its_heads_does_not_know_its_company():
+    qkv, layout, cache = make(4, 2, 32, [(100, 1)] * 17 + [(300, 1)], torch.bfloat16)
+    angle = torch.randn(400, 16)
+    rotation = attention.Rotation(None, None, 1e-6, angle.cos().to(DEVICE), angle.sin().to(DEVICE))
+    together = decode_attention(qkv, rotation, layout, cache, 0, 4, 2, 32**-0.5)
+    for row, past in ((0, 100), (17, 300)):
+        table = layout.tables[layout.segments[row, 3] :].tolist()
+        where = PagedLayout.build([(past, 1, table)]).to(DEVICE)
+        alone = decode_attention(qkv[row : row + 1], rotation, where, cache, 0, 4, 2, 32**-0.5)
+        assert torch.equal(alone[0], together[row])

@@ -18,12 +18,14 @@ import triton.language as tl
 from torch import Tensor
 
 from coserve.kernels.gpu.arrivals import counters, last_to_arrive
-from coserve.kernels.gpu.target import await_earlier, early
+from coserve.kernels.gpu.rope import rope_and_store, turned_whole
+from coserve.kernels.gpu.target import await_earlier, early, let_next
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
 LEAST_SPLIT = 128  # keys; a multiple of a tile's
 MOST_SPLITS = 32  # of one row
 _LEAST_QUERIES = 16  # what a tensor core takes
+_FEW = 32  # rows that rotate in attention
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ class Launch:
 
 DECODE = Launch(keys=64, warps=4, stages=2)
 PREFILL = Launch(keys=64, warps=8, stages=2, queries=128)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """What `rope_and_store` does to a head: norms [head_dim], or none; cos, sin [positions, head_dim / 2] float32."""
+
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+    cos: Tensor
+    sin: Tensor
+
 
 _PAGE = tl.constexpr(BLOCK_SIZE)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -65,6 +79,65 @@ def paged_attention(
     itself included; None = all. `soft_cap`: scores become cap * tanh(score / cap) (Gemma 2, 2024). `sinks` [heads]: a
     logit of each head that takes its share of the softmax and adds nothing (gpt-oss, 2025).
     """
+    return _launch(qkv, None, layout, cache, layer, heads, kv_heads, scale, window, soft_cap, sinks)
+
+
+def rope_and_attend(
+    qkv: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    cos: Tensor,
+    sin: Tensor,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """`rope_and_store` and `paged_attention`: in one where few rows decode, and nothing else; else it does not pay."""
+    rows = qkv.shape[0]
+    if rows == layout.decoding <= _FEW and cache.key_scales is None:
+        rotation = Rotation(q_norm, k_norm, eps, cos, sin)
+        return decode_attention(qkv, rotation, layout, cache, layer, heads, kv_heads, scale, window)
+    rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
+    return paged_attention(qkv, layout, cache, layer, heads, kv_heads, scale, window)
+
+
+def decode_attention(
+    qkv: Tensor,
+    rotation: Rotation,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """`rope_and_store` and `paged_attention` in one, where all segments decode; qkv stays as it is.
+
+    The cache has no scales.
+    """
+    assert layout.decoding == layout.segments.shape[0] and cache.key_scales is None
+    return _launch(qkv, rotation, layout, cache, layer, heads, kv_heads, scale, window, None, None)
+
+
+def _launch(
+    qkv: Tensor,
+    rotation: Rotation | None,
+    layout: PagedLayout,
+    cache: KVCache,
+    layer: int,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    window: int | None,
+    soft_cap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
     dim = qkv.shape[1] // (heads + 2 * kv_heads)
     out = qkv.new_empty(qkv.shape[0], heads * dim)
     keys, values = cache.keys[layer], cache.values[layer]
@@ -82,15 +155,23 @@ def paged_attention(
     common = (qkv, qkv.stride(0), cached, key_scales, value_scales, layout.segments, layout.tables, scale)
     steps, others = layout.decoding, layout.segments.shape[0] - layout.decoding
     if steps:
-        splits = _most_splits(layout.context if window is None else min(layout.context, window))
+        splits, run = (
+            _most_splits(layout.context if window is None else min(layout.context, window)),
+            _run(steps * kv_heads),
+        )
         partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
         tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
         left = (partial, tops, totals, counters(qkv.device, steps * kv_heads))
-        _decode[(steps, kv_heads, splits)](
+        r = rotation
+        turn = (r.q_norm, r.k_norm, r.eps, r.cos, r.sin) if r else (None, None, 0.0, None, None)
+        _decode[(steps, kv_heads, triton.cdiv(splits, run))](
             *common,
             sinks,
             out,
             left,
+            splits,
+            *turn,
+            RUN=run,
             QUERIES=_decode_queries(group),
             LEAST_SPLIT=LEAST_SPLIT,
             MOST_SPLITS=MOST_SPLITS,
@@ -110,6 +191,11 @@ def paged_attention(
 def _decode_queries(group: int) -> int:
     """Rows of a decode tile: the heads that share a key head, and what pads them."""
     return max(_LEAST_QUERIES, triton.next_power_of_2(group))
+
+
+def _run(pairs: int) -> int:
+    """Splits that a program takes one after the other, where so many (row, key head) pairs keep the GPU busy."""
+    return 1 if pairs < 256 else 2 if pairs < 512 else 4
 
 
 def _most_splits(keys: int) -> int:
@@ -203,8 +289,15 @@ def _decode(
     sinks,
     out,
     left,  # by each split for the last one: weighted values, highest scores, sums of weights; counters
+    room,  # for so many splits of a row
+    q_norm,
+    k_norm,
+    eps,
+    cos,  # None: queries are rotated, and keys in the cache
+    sin,
     window: tl.constexpr,
     soft_cap: tl.constexpr,
+    RUN: tl.constexpr,
     QUERIES: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -214,9 +307,10 @@ def _decode(
     MOST_SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
+    """Some splits of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, runs of
+    splits."""
     await_earlier(EARLY)
-    segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    segment, kv_head, begin = tl.program_id(0), tl.program_id(1), tl.program_id(2) * RUN
     heads = tl.num_programs(1) * GROUP
     row = tl.load(segments + segment * 4).to(tl.int64)
     position = tl.load(segments + segment * 4 + 2)
@@ -225,45 +319,78 @@ def _decode(
     keys = position + 1 - start
     length = tl.maximum(LEAST_SPLIT, tl.cdiv(tl.cdiv(keys, MOST_SPLITS), KEYS) * KEYS)
     splits = tl.cdiv(keys, length)
-    if split >= splits:
+    if begin >= splits:
         return
+    end = tl.minimum(splits, begin + RUN)
     member, dims = tl.arange(0, QUERIES), tl.arange(0, DIM_PADDED)
     head = kv_head * GROUP + member
     mask = (member < GROUP)[:, None] & (dims < DIM)[None, :]
-    queries = tl.load(q + row * q_stride + head[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
-    acc, top, total = _attend(
-        queries,
-        tl.where(member < GROUP, position, -1),
-        kv_head,
-        table,
-        start + split * length,
-        oldest,
-        tl.minimum(position + 1, start + (split + 1) * length),
-        cached,
-        key_scales,
-        value_scales,
-        scale,
-        window,
-        soft_cap,
-        DIM,
-        DIM_PADDED,
-        KEYS,
-    )
+    first = row * q_stride + tl.where(member < GROUP, head, 0)[:, None] * DIM
+    if cos is None:
+        queries = tl.load(q + first + dims[None, :], mask=mask, other=0.0)
+    else:
+        angle = position.to(tl.int64) * (DIM // 2) + dims % (DIM // 2)
+        cosine = tl.load(cos + angle, mask=dims < DIM, other=0.0)[None, :]
+        sine = tl.load(sin + angle, mask=dims < DIM, other=0.0)[None, :]
+        queries = turned_whole(q, first, dims, q_norm, cosine, sine, eps, DIM)
+        if end == splits:  # it sees the row's own key
+            own = row * q_stride + tl.full([1, 1], heads + kv_head, tl.int64) * DIM
+            key = turned_whole(q, own, dims, k_norm, cosine, sine, eps, DIM)
+            own += tl.num_programs(1) * DIM
+            value = tl.load(q + own + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
+            _store_token(key, value, dims, position, kv_head, table, cached, DIM)
+            tl.debug_barrier()  # all threads see it
+    acc = tl.zeros([QUERIES, DIM_PADDED], tl.float32)
+    top, total = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
+    partial, tops, totals, counters = left
+    place = (segment * heads + head).to(tl.int64) * room
+    values = partial + place[:, None] * DIM + dims[None, :]
+    for split in range(begin, end):
+        acc, top, total = _attend(
+            queries,
+            tl.where(member < GROUP, position, -1),
+            kv_head,
+            table,
+            start + split * length,
+            oldest,
+            tl.minimum(position + 1, start + (split + 1) * length),
+            cached,
+            key_scales,
+            value_scales,
+            scale,
+            window,
+            soft_cap,
+            DIM,
+            DIM_PADDED,
+            KEYS,
+        )
+        if splits > 1:
+            tl.store(values + split * DIM, acc, mask=mask)
+            tl.store(tops + place + split, top, mask=member < GROUP)
+            tl.store(totals + place + split, total, mask=member < GROUP)
+    let_next(EARLY)
+    last = True
     if splits > 1:
-        partial, tops, totals, counters = left
-        place = (segment * heads + head).to(tl.int64) * tl.num_programs(2)
-        values = partial + place[:, None] * DIM + dims[None, :]
-        tl.store(values + split * DIM, acc, mask=mask)
-        tl.store(tops + place + split, top, mask=member < GROUP)
-        tl.store(totals + place + split, total, mask=member < GROUP)
-        last = last_to_arrive(counters + segment * tl.num_programs(1) + kv_head, splits)
+        last = last_to_arrive(counters + segment * tl.num_programs(1) + kv_head, tl.cdiv(splits, RUN))
         if last:
             acc, top, total = _combined(values, tops + place, totals + place, splits, mask, member < GROUP, DIM)
-    else:
-        last = True
     if last:
         at = (row * heads + head)[:, None] * DIM + dims[None, :]
         tl.store(out + at, _divided(acc, top, total, sinks, head, member < GROUP).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_token(key, value, dims, position, head, table, cached, DIM: tl.constexpr):
+    """A head's key and value [1, dims] into the cache."""
+    keys, values, k_strides, v_strides = cached
+    k_block, k_head, k_dim, k_token = k_strides
+    v_block, v_head, v_token, v_dim = v_strides
+    block, inside = tl.load(table + position // _PAGE).to(tl.int64), position % _PAGE
+    mask = (dims < DIM)[None, :]
+    k_at = block * k_block + head * k_head + inside * k_token + (dims * k_dim)[None, :]
+    v_at = block * v_block + head * v_head + inside * v_token + (dims * v_dim)[None, :]
+    tl.store(keys + k_at, key.to(keys.dtype.element_ty), mask=mask)
+    tl.store(values + v_at, value.to(values.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """What `kernels.ops`, `differentiable` and `linear` call for tensors on a GPU, under their names."""
 
-from coserve.kernels.gpu.attention import paged_attention
+from coserve.kernels.gpu.attention import paged_attention, rope_and_attend
 from coserve.kernels.gpu.dropout import dropout
 from coserve.kernels.gpu.products import dequantize, gated_product, product
 from coserve.kernels.gpu.rope import rope_and_store, rotate, rotate_gradient
@@ -14,6 +14,7 @@ __all__ = [
     "product",
     "rms_norm",
     "rms_norm_gradient",
+    "rope_and_attend",
     "rope_and_store",
     "rotate",
     "rotate_gradient",

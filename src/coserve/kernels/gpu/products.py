@@ -23,13 +23,12 @@ from coserve.kernels.gpu import fp8
 from coserve.kernels.gpu.arrivals import counters, last_to_arrive
 from coserve.kernels.gpu.formats import QuantizedRows
 from coserve.kernels.gpu.rows import activated, silu_and_mul
-from coserve.kernels.gpu.target import await_earlier, backend, capability, early, one_order
+from coserve.kernels.gpu.target import await_earlier, backend, capability, early, let_next, one_order
 from coserve.kernels.gpu.widening import widened
 
 FEW_ROWS, FEW_PACKED_ROWS = 32, 64  # of a matrix of floats, of packed elements: up to so many our kernel is faster
-_FLOAT_COLUMNS = 64  # of a tile; that of packed elements is a block
-_PROGRAMS = 264  # that keep a large GPU reading, each with so many of the matrix's rows
-_PROGRAM_OUTPUTS = 64
+# How many programs keep a large GPU reading: where there are fewer tiles, columns are split.
+_PROGRAMS = {"float": 264, "int8": 396, "float8": 396, "int4": 528}
 _MOST_SPLITS = 8
 _LEAST_SPLIT = 512  # bytes of a row
 _WIDENED = 1024  # columns of one row, for one program
@@ -37,25 +36,42 @@ _WHOLE_ROWS = 1 << 30  # columns of a group: one kernel for matrices of any widt
 
 
 @dataclass(frozen=True)
+class Tile:
+    """What a program takes of a matrix at a time. On its columns depends the order of sums."""
+
+    outputs: int
+    columns: int  # or units of packed elements
+
+
+@dataclass(frozen=True)
 class Launch:
     """What a product's speed depends on, and its result does not."""
 
-    outputs: int  # rows of the matrix in a tile
+    outputs: int  # of a tile
     warps: int
     stages: int  # tiles that are on their way at once
-    ahead: int = 512  # bytes of each of its rows that a program asks for before the kernel before it has ended
 
     @property
     def options(self) -> dict[str, int]:
         return {"num_warps": self.warps, "num_stages": self.stages}
 
 
-def choose_launch(rows: int, kind: str, dtype: torch.dtype) -> Launch:
+def choose_tile(weight: Tensor | QuantizedRows, dtype: torch.dtype) -> Tile:
+    """For rows of this format. Programs of one warp are as many as it takes, without splitting columns."""
+    if isinstance(weight, QuantizedRows):
+        return Tile(64, weight.slice)
+    enough = weight.shape[0] >= 64 * _PROGRAMS["float"]
+    return Tile(64, 64) if enough or dtype == torch.float32 or backend() == "hip" else Tile(16, 256)
+
+
+def choose_launch(rows: int, kind: str, tile: Tile, dtype: torch.dtype) -> Launch:
     """For so many rows of this format, and a matrix of the kind "float", "int8", "int4" or "float8"."""
     if dtype == torch.float32:
-        return Launch(32, 8, 1, ahead=0)  # without tensor cores
+        return Launch(32, 8, 1)  # without tensor cores
     if backend() == "hip":
         return Launch(64, 4, 2)  # shared memory is short
+    if tile.outputs == 16:
+        return Launch(16, 1, 4)
     if rows <= 16:
         return Launch(64, 4, 4 if kind in ("int8", "float8") else 3)
     if rows <= 32:
@@ -126,15 +142,16 @@ def _launch(
         return out
     matrix: tuple[Tensor, Tensor | None, Tensor | None]
     if isinstance(weight, Tensor):
-        kind, group, packed, width = "float", columns, 1, _FLOAT_COLUMNS
+        group, packed = columns, 1
         matrix = weight.contiguous(), None, None
     else:
-        kind, group, packed, width = weight.name, weight.group, 16 // weight.bits, weight.slice
+        group, packed = weight.group, 16 // weight.bits
         matrix = _units(weight), weight.scales, weight.mins
     whole_rows = group >= columns
-    launch = choose_launch(rows, kind, x.dtype)
+    kind, tile = _kind(weight), choose_tile(weight, x.dtype)
+    launch, width = choose_launch(rows, kind, tile, x.dtype), tile.columns
     units = matrix[0].shape[1]
-    splits, length = _splits(outputs, units, width, matrix[0].itemsize)
+    splits, length = _splits(weight, tile)
     tiles = triton.cdiv(outputs, launch.outputs)
     partial = x.new_empty(splits, rows, outputs, dtype=torch.float32) if splits > 1 else None
     _product[(tiles, splits)](
@@ -161,7 +178,6 @@ def _launch(
         ROWS=max(16, triton.next_power_of_2(rows)),
         OUTPUTS=launch.outputs,
         UNITS=width,
-        AHEAD=0 if units * matrix[0].itemsize % 16 or matrix[0].data_ptr() % 16 else launch.ahead,
         BY_BITS=capability() >= 80,
         **launch.options,
         **one_order(),
@@ -170,24 +186,30 @@ def _launch(
     return out
 
 
-def splits_of(weight: Tensor | QuantizedRows) -> int:
+def splits_of(weight: Tensor | QuantizedRows, dtype: torch.dtype = torch.bfloat16) -> int:
     """Into how many parts a matrix's columns are cut."""
-    data, width = (weight, _FLOAT_COLUMNS) if isinstance(weight, Tensor) else (_units(weight), weight.slice)
-    return _splits(weight.shape[0], data.shape[1], width, data.itemsize)[0]
+    return _splits(weight, choose_tile(weight, dtype))[0]
+
+
+def _kind(weight: Tensor | QuantizedRows) -> str:
+    return "float" if isinstance(weight, Tensor) else weight.name
 
 
 def _units(weight: QuantizedRows) -> Tensor:
     return weight.data.view(torch.int16)
 
 
-def _splits(outputs: int, units: int, width: int, size: int) -> tuple[int, int]:
-    """How many parts a matrix's columns are cut into, and how many units of a row each has; `size`: a unit's bytes."""
-    steps = triton.cdiv(units, width)
+def _splits(weight: Tensor | QuantizedRows, tile: Tile) -> tuple[int, int]:
+    """How many parts a matrix's columns are cut into, and how many units of a row each has."""
+    data = weight if isinstance(weight, Tensor) else _units(weight)
+    steps = triton.cdiv(data.shape[1], tile.columns)
     wanted = min(
-        _MOST_SPLITS, _PROGRAMS // triton.cdiv(outputs, _PROGRAM_OUTPUTS), steps * width * size // _LEAST_SPLIT
+        _MOST_SPLITS,
+        _PROGRAMS[_kind(weight)] // triton.cdiv(data.shape[0], tile.outputs),
+        steps * tile.columns * data.itemsize // _LEAST_SPLIT,
     )
     length = triton.cdiv(steps, max(1, wanted))
-    return triton.cdiv(steps, length), length * width
+    return triton.cdiv(steps, length), length * tile.columns
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -217,7 +239,6 @@ def _product(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     UNITS: tl.constexpr,
-    AHEAD: tl.constexpr,
     BY_BITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -226,9 +247,6 @@ def _product(
     output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
     source = tl.where(inside, output, 0)  # for what is read: there is always such a row
     begin, end = split * length, tl.minimum(units, (split + 1) * length)
-    if EARLY and AHEAD > 0:
-        size = data.dtype.element_ty.primitive_bitwidth // 8
-        _ask_for(data + source.to(tl.int64) * units + begin, tl.minimum(AHEAD, (end - begin) * size))
     await_earlier(EARLY)
     acc = _part(
         x,
@@ -252,6 +270,7 @@ def _product(
         UNITS,
         BY_BITS,
     )
+    let_next(EARLY)
     mask = (row < rows)[None, :] & inside[:, None]
     if SPLIT:
         place = partial + row[None, :] * outputs + output[:, None]
@@ -287,13 +306,6 @@ def _outputs_of(tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
     else:
         at += tile * OUTPUTS
         return at, at < outputs
-
-
-@triton.jit
-def _ask_for(rows, size):
-    """Brings the first bytes of rows of the matrix, so many from each address, into the GPU's cache."""
-    ask: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; // $0"
-    tl.inline_asm_elementwise(ask, "=r,l,r", [rows, size], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from coserve.kernels.gpu.eight_bits import levels, rounded, scale_of
-from coserve.kernels.gpu.target import await_earlier, early
+from coserve.kernels.gpu.target import await_earlier, early, let_next
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
 _PAGE = tl.constexpr(BLOCK_SIZE)
@@ -91,6 +91,25 @@ def _turned(x, at, mask, norm, cosine, sine, eps, DIM: tl.constexpr, HALF_PADDED
 
 
 @triton.jit
+def turned_whole(x, at, dims, norm, cosine, sine, eps, DIM: tl.constexpr):
+    """Heads whose first elements are at `at` [n, 1], normed if there is a norm and rotated, as `_rope_and_store` does:
+    [n, dims] in x's format. cosine, sine: [1, dims], the halves alike."""
+    dtype: tl.constexpr = x.dtype.element_ty
+    inside = (dims < DIM)[None, :]
+    other = tl.where(dims < DIM // 2, dims + DIM // 2, dims - DIM // 2)
+    here = tl.load(x + at + dims[None, :], mask=inside, other=0.0).to(tl.float32)
+    there = tl.load(x + at + other[None, :], mask=inside, other=0.0).to(tl.float32)
+    if norm is not None:
+        scale = 1 / tl.sqrt(tl.sum(here * here, 1) / DIM + eps)[:, None]
+        of_here = tl.load(norm + dims, mask=dims < DIM, other=0.0).to(tl.float32)[None, :]
+        of_there = tl.load(norm + other, mask=dims < DIM, other=0.0).to(tl.float32)[None, :]
+        here = ((here * scale).to(dtype).to(tl.float32) * of_here).to(dtype).to(tl.float32)
+        there = ((there * scale).to(dtype).to(tl.float32) * of_there).to(dtype).to(tl.float32)
+    first = (dims < DIM // 2)[None, :]
+    return (here * cosine + tl.where(first, -there, there) * sine).to(dtype)
+
+
+@triton.jit
 def _rope_and_store(
     qkv,
     q_norm,
@@ -128,6 +147,7 @@ def _rope_and_store(
     tl.store(qkv + at, a.to(qkv.dtype.element_ty), mask=mask)
     tl.store(qkv + at + HALF, b.to(qkv.dtype.element_ty), mask=mask)
 
+    let_next(EARLY)
     slot = tl.load(slots + row)
     block, token = (slot // _PAGE).to(tl.int64), slot % _PAGE
     at = (kv_heads * GROUP + head) * DIM + half[None, :]

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from coserve.kernels.gpu.target import await_earlier, early
+from coserve.kernels.gpu.target import await_earlier, early, let_next
 
 _COLUMNS = 1024  # of the activation, for one program
 
@@ -64,6 +64,7 @@ def _norm(x, weight, out, n, eps, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     wide = values.to(tl.float32)
     scale = 1 / tl.sqrt(tl.sum(wide * wide, 0) / n + eps)
     factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    let_next(EARLY)
     tl.store(out + at, ((wide * scale).to(values.dtype).to(tl.float32) * factor).to(values.dtype), mask=mask)
 
 
