@@ -170,12 +170,11 @@ def test_a_prompt_s_row_is_the_same_to_the_bit_however_it_is_cut():
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("splits", [2, 4])
-def test_how_many_splits_a_program_takes_does_not_show(splits, monkeypatch):
-    case = make(4, 2, 32, [(0, 1), (100, 1), (300, 1), (700, 1), (1100, 1)], torch.bfloat16)
-    one = run(case, 4, 2)
-    monkeypatch.setattr(attention, "_run", lambda pairs: splits)
-    assert torch.equal(run(case, 4, 2), one)
+def test_many_rows_have_longer_splits():
+    segments = [(900, 1), (40, 1), (600, 1), (511, 1), (512, 1)] * 7
+    case = make(2, 1, 16, segments, torch.bfloat16)
+    assert attention.least_split(len(segments)) > attention.least_split(1)
+    close(run(case, 2, 1), wanted(*case, 2, 1), torch.bfloat16)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(3, 3, 16), (9, 3, 24), (4, 1, 128)])

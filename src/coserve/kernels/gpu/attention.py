@@ -22,10 +22,10 @@ from coserve.kernels.gpu.rope import rope_and_store, turned_whole
 from coserve.kernels.gpu.target import await_earlier, early, let_next
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
-LEAST_SPLIT = 128  # keys; a multiple of a tile's
+LEAST_SPLIT = 128  # keys, where few rows decode; a multiple of a tile's
 MOST_SPLITS = 32  # of one row
 _LEAST_QUERIES = 16  # what a tensor core takes
-_FEW = 32  # rows that rotate in attention
+_FEW = 32  # rows: they rotate in attention, too
 
 
 @dataclass(frozen=True)
@@ -155,25 +155,21 @@ def _launch(
     common = (qkv, qkv.stride(0), cached, key_scales, value_scales, layout.segments, layout.tables, scale)
     steps, others = layout.decoding, layout.segments.shape[0] - layout.decoding
     if steps:
-        splits, run = (
-            _most_splits(layout.context if window is None else min(layout.context, window)),
-            _run(steps * kv_heads),
-        )
+        least = least_split(steps)
+        splits = _most_splits(layout.context if window is None else min(layout.context, window), least)
         partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
         tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
         left = (partial, tops, totals, counters(qkv.device, steps * kv_heads))
         r = rotation
         turn = (r.q_norm, r.k_norm, r.eps, r.cos, r.sin) if r else (None, None, 0.0, None, None)
-        _decode[(steps, kv_heads, triton.cdiv(splits, run))](
+        _decode[(steps, kv_heads, splits)](
             *common,
             sinks,
             out,
             left,
-            splits,
             *turn,
-            RUN=run,
             QUERIES=_decode_queries(group),
-            LEAST_SPLIT=LEAST_SPLIT,
+            LEAST_SPLIT=least,
             MOST_SPLITS=MOST_SPLITS,
             **shape,
             **DECODE.options,
@@ -193,14 +189,14 @@ def _decode_queries(group: int) -> int:
     return max(_LEAST_QUERIES, triton.next_power_of_2(group))
 
 
-def _run(pairs: int) -> int:
-    """Splits that a program takes one after the other, where so many (row, key head) pairs keep the GPU busy."""
-    return 1 if pairs < 256 else 2 if pairs < 512 else 4
+def least_split(rows: int) -> int:
+    """Keys of a split, where so many rows decode: many rows keep a GPU busy with fewer programs."""
+    return LEAST_SPLIT if rows <= _FEW else 4 * LEAST_SPLIT
 
 
-def _most_splits(keys: int) -> int:
+def _most_splits(keys: int, least: int) -> int:
     """Enough for a row that sees so many keys, wherever in a tile the first of them lies."""
-    return min(MOST_SPLITS, triton.cdiv(keys + DECODE.keys - 1, LEAST_SPLIT))
+    return min(MOST_SPLITS, triton.cdiv(keys + DECODE.keys - 1, least))
 
 
 @triton.jit
@@ -289,7 +285,6 @@ def _decode(
     sinks,
     out,
     left,  # by each split for the last one: weighted values, highest scores, sums of weights; counters
-    room,  # for so many splits of a row
     q_norm,
     k_norm,
     eps,
@@ -297,7 +292,6 @@ def _decode(
     sin,
     window: tl.constexpr,
     soft_cap: tl.constexpr,
-    RUN: tl.constexpr,
     QUERIES: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -307,10 +301,9 @@ def _decode(
     MOST_SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Some splits of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, runs of
-    splits."""
+    """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
     await_earlier(EARLY)
-    segment, kv_head, begin = tl.program_id(0), tl.program_id(1), tl.program_id(2) * RUN
+    segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1) * GROUP
     row = tl.load(segments + segment * 4).to(tl.int64)
     position = tl.load(segments + segment * 4 + 2)
@@ -319,9 +312,8 @@ def _decode(
     keys = position + 1 - start
     length = tl.maximum(LEAST_SPLIT, tl.cdiv(tl.cdiv(keys, MOST_SPLITS), KEYS) * KEYS)
     splits = tl.cdiv(keys, length)
-    if begin >= splits:
+    if split >= splits:
         return
-    end = tl.minimum(splits, begin + RUN)
     member, dims = tl.arange(0, QUERIES), tl.arange(0, DIM_PADDED)
     head = kv_head * GROUP + member
     mask = (member < GROUP)[:, None] & (dims < DIM)[None, :]
@@ -333,45 +325,41 @@ def _decode(
         cosine = tl.load(cos + angle, mask=dims < DIM, other=0.0)[None, :]
         sine = tl.load(sin + angle, mask=dims < DIM, other=0.0)[None, :]
         queries = turned_whole(q, first, dims, q_norm, cosine, sine, eps, DIM)
-        if end == splits:  # it sees the row's own key
+        if split == splits - 1:  # it sees the row's own key
             own = row * q_stride + tl.full([1, 1], heads + kv_head, tl.int64) * DIM
             key = turned_whole(q, own, dims, k_norm, cosine, sine, eps, DIM)
             own += tl.num_programs(1) * DIM
             value = tl.load(q + own + dims[None, :], mask=(dims < DIM)[None, :], other=0.0)
             _store_token(key, value, dims, position, kv_head, table, cached, DIM)
             tl.debug_barrier()  # all threads see it
-    acc = tl.zeros([QUERIES, DIM_PADDED], tl.float32)
-    top, total = tl.zeros([QUERIES], tl.float32), tl.zeros([QUERIES], tl.float32)
-    partial, tops, totals, counters = left
-    place = (segment * heads + head).to(tl.int64) * room
-    values = partial + place[:, None] * DIM + dims[None, :]
-    for split in range(begin, end):
-        acc, top, total = _attend(
-            queries,
-            tl.where(member < GROUP, position, -1),
-            kv_head,
-            table,
-            start + split * length,
-            oldest,
-            tl.minimum(position + 1, start + (split + 1) * length),
-            cached,
-            key_scales,
-            value_scales,
-            scale,
-            window,
-            soft_cap,
-            DIM,
-            DIM_PADDED,
-            KEYS,
-        )
-        if splits > 1:
-            tl.store(values + split * DIM, acc, mask=mask)
-            tl.store(tops + place + split, top, mask=member < GROUP)
-            tl.store(totals + place + split, total, mask=member < GROUP)
+    acc, top, total = _attend(
+        queries,
+        tl.where(member < GROUP, position, -1),
+        kv_head,
+        table,
+        start + split * length,
+        oldest,
+        tl.minimum(position + 1, start + (split + 1) * length),
+        cached,
+        key_scales,
+        value_scales,
+        scale,
+        window,
+        soft_cap,
+        DIM,
+        DIM_PADDED,
+        KEYS,
+    )
     let_next(EARLY)
     last = True
     if splits > 1:
-        last = last_to_arrive(counters + segment * tl.num_programs(1) + kv_head, tl.cdiv(splits, RUN))
+        partial, tops, totals, counters = left
+        place = (segment * heads + head).to(tl.int64) * tl.num_programs(2)
+        values = partial + place[:, None] * DIM + dims[None, :]
+        tl.store(values + split * DIM, acc, mask=mask)
+        tl.store(tops + place + split, top, mask=member < GROUP)
+        tl.store(totals + place + split, total, mask=member < GROUP)
+        last = last_to_arrive(counters + segment * tl.num_programs(1) + kv_head, splits)
         if last:
             acc, top, total = _combined(values, tops + place, totals + place, splits, mask, member < GROUP, DIM)
     if last:

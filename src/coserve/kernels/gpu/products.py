@@ -32,6 +32,7 @@ _PROGRAMS = {"float": 264, "int8": 396, "float8": 396, "int4": 528}
 _MOST_SPLITS = 8
 _LEAST_SPLIT = 512  # bytes of a row
 _WIDENED = 1024  # columns of one row, for one program
+AHEAD = 512
 _WHOLE_ROWS = 1 << 30  # columns of a group: one kernel for matrices of any width
 
 
@@ -50,6 +51,7 @@ class Launch:
     outputs: int  # of a tile
     warps: int
     stages: int  # tiles that are on their way at once
+    ahead: int = AHEAD  # bytes of each of its rows that a program asks for before the kernel before it has ended
 
     @property
     def options(self) -> dict[str, int]:
@@ -178,6 +180,7 @@ def _launch(
         ROWS=max(16, triton.next_power_of_2(rows)),
         OUTPUTS=launch.outputs,
         UNITS=width,
+        AHEAD=0 if units * matrix[0].itemsize % 32 or matrix[0].data_ptr() % 16 else launch.ahead,
         BY_BITS=capability() >= 80,
         **launch.options,
         **one_order(),
@@ -239,6 +242,7 @@ def _product(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     UNITS: tl.constexpr,
+    AHEAD: tl.constexpr,
     BY_BITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -247,6 +251,8 @@ def _product(
     output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
     source = tl.where(inside, output, 0)  # for what is read: there is always such a row
     begin, end = split * length, tl.minimum(units, (split + 1) * length)
+    if EARLY and AHEAD > 0:
+        _ask_for(data, tile, begin, end, outputs, units, OUTPUTS, GATED, AHEAD)
     await_earlier(EARLY)
     acc = _part(
         x,
@@ -299,13 +305,29 @@ def _product(
 @triton.jit
 def _outputs_of(tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
     """Which rows of the matrix a tile has, and which of them there are."""
-    at = tl.arange(0, OUTPUTS)
+    return _outputs_at(tl.arange(0, OUTPUTS), tile, outputs, OUTPUTS, GATED)
+
+
+@triton.jit
+def _outputs_at(at, tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
     if GATED:
         half, at = at // (OUTPUTS // 2), tile * (OUTPUTS // 2) + at % (OUTPUTS // 2)
         return at + half * (outputs // 2), at < outputs // 2
     else:
         at += tile * OUTPUTS
         return at, at < outputs
+
+
+@triton.jit
+def _ask_for(data, tile, begin, end, outputs, units, OUTPUTS: tl.constexpr, GATED: tl.constexpr, AHEAD: tl.constexpr):
+    """Brings the first bytes of a tile's rows into the GPU's cache: each row's in two pieces, a thread each."""
+    piece = tl.arange(0, 2 * OUTPUTS)
+    output, inside = _outputs_at(piece // 2, tile, outputs, OUTPUTS, GATED)
+    size = data.dtype.element_ty.primitive_bitwidth // 8
+    wanted = tl.minimum(AHEAD, (end - begin) * size) // 2
+    first = tl.where(inside, output, 0).to(tl.int64) * units + begin + piece % 2 * (wanted // size)
+    ask: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; // $0"
+    tl.inline_asm_elementwise(ask, "=r,l,r", [data + first, wanted], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
