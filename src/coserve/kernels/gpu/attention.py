@@ -22,10 +22,10 @@ from coserve.kernels.gpu.rope import rope_and_store, turned_whole
 from coserve.kernels.gpu.target import await_earlier, early, let_next
 from coserve.kernels.paged import BLOCK_SIZE, KVCache, PagedLayout
 
-LEAST_SPLIT = 128  # keys, where few rows decode; a multiple of a tile's
+LEAST_SPLIT = 128  # keys, a multiple of a tile's. Of many rows more: they keep a GPU busy with fewer programs
 MOST_SPLITS = 32  # of one row
 _LEAST_QUERIES = 16  # what a tensor core takes
-_FEW = 32  # rows: they rotate in attention, too
+_FEW = 16  # rows that decode: they rotate in attention, too
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Launch:
         return {"KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
 
 
-DECODE = Launch(keys=64, warps=4, stages=2)
+DECODE_FEW = Launch(keys=128, warps=4, stages=2)  # rows: each is waited for
+DECODE_MANY = Launch(keys=64, warps=4, stages=2)
 PREFILL = Launch(keys=64, warps=8, stages=2, queries=128)
 
 
@@ -155,8 +156,8 @@ def _launch(
     common = (qkv, qkv.stride(0), cached, key_scales, value_scales, layout.segments, layout.tables, scale)
     steps, others = layout.decoding, layout.segments.shape[0] - layout.decoding
     if steps:
-        least = least_split(steps)
-        splits = _most_splits(layout.context if window is None else min(layout.context, window), least)
+        launch, least = (DECODE_FEW, LEAST_SPLIT) if steps <= _FEW else (DECODE_MANY, 4 * LEAST_SPLIT)
+        splits = _most_splits(layout.context if window is None else min(layout.context, window), launch, least)
         partial = qkv.new_empty(steps, heads, splits, dim, dtype=torch.float32)
         tops, totals = (qkv.new_empty(steps, heads, splits, dtype=torch.float32) for _ in range(2))
         left = (partial, tops, totals, counters(qkv.device, steps * kv_heads))
@@ -172,7 +173,7 @@ def _launch(
             LEAST_SPLIT=least,
             MOST_SPLITS=MOST_SPLITS,
             **shape,
-            **DECODE.options,
+            **launch.options,
             **early(),
         )
     if others:
@@ -189,14 +190,9 @@ def _decode_queries(group: int) -> int:
     return max(_LEAST_QUERIES, triton.next_power_of_2(group))
 
 
-def least_split(rows: int) -> int:
-    """Keys of a split, where so many rows decode: many rows keep a GPU busy with fewer programs."""
-    return LEAST_SPLIT if rows <= _FEW else 4 * LEAST_SPLIT
-
-
-def _most_splits(keys: int, least: int) -> int:
+def _most_splits(keys: int, launch: Launch, least: int) -> int:
     """Enough for a row that sees so many keys, wherever in a tile the first of them lies."""
-    return min(MOST_SPLITS, triton.cdiv(keys + DECODE.keys - 1, least))
+    return min(MOST_SPLITS, triton.cdiv(keys + launch.keys - 1, least))
 
 
 @triton.jit

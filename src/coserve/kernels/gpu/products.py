@@ -26,13 +26,12 @@ from coserve.kernels.gpu.rows import activated, silu_and_mul
 from coserve.kernels.gpu.target import await_earlier, backend, capability, early, let_next, one_order
 from coserve.kernels.gpu.widening import widened
 
-FEW_ROWS, FEW_PACKED_ROWS = 32, 64  # of a matrix of floats, of packed elements: up to so many our kernel is faster
+FEW_ROWS, FEW_PACKED_ROWS = 16, 64  # of a matrix of floats, of packed elements: up to so many our kernel is faster
 # How many programs keep a large GPU reading: where there are fewer tiles, columns are split.
 _PROGRAMS = {"float": 264, "int8": 396, "float8": 396, "int4": 528}
 _MOST_SPLITS = 8
 _LEAST_SPLIT = 512  # bytes of a row
 _WIDENED = 1024  # columns of one row, for one program
-AHEAD = 512
 _WHOLE_ROWS = 1 << 30  # columns of a group: one kernel for matrices of any width
 
 
@@ -51,7 +50,6 @@ class Launch:
     outputs: int  # of a tile
     warps: int
     stages: int  # tiles that are on their way at once
-    ahead: int = AHEAD  # bytes of each of its rows that a program asks for before the kernel before it has ended
 
     @property
     def options(self) -> dict[str, int]:
@@ -180,7 +178,6 @@ def _launch(
         ROWS=max(16, triton.next_power_of_2(rows)),
         OUTPUTS=launch.outputs,
         UNITS=width,
-        AHEAD=0 if units * matrix[0].itemsize % 32 or matrix[0].data_ptr() % 16 else launch.ahead,
         BY_BITS=capability() >= 80,
         **launch.options,
         **one_order(),
@@ -242,7 +239,6 @@ def _product(
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     UNITS: tl.constexpr,
-    AHEAD: tl.constexpr,
     BY_BITS: tl.constexpr,
     EARLY: tl.constexpr,
 ):
@@ -251,8 +247,6 @@ def _product(
     output, inside = _outputs_of(tile, outputs, OUTPUTS, GATED)
     source = tl.where(inside, output, 0)  # for what is read: there is always such a row
     begin, end = split * length, tl.minimum(units, (split + 1) * length)
-    if EARLY and AHEAD > 0:
-        _ask_for(data, tile, begin, end, outputs, units, OUTPUTS, GATED, AHEAD)
     await_earlier(EARLY)
     acc = _part(
         x,
@@ -305,29 +299,13 @@ def _product(
 @triton.jit
 def _outputs_of(tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
     """Which rows of the matrix a tile has, and which of them there are."""
-    return _outputs_at(tl.arange(0, OUTPUTS), tile, outputs, OUTPUTS, GATED)
-
-
-@triton.jit
-def _outputs_at(at, tile, outputs, OUTPUTS: tl.constexpr, GATED: tl.constexpr):
+    at = tl.arange(0, OUTPUTS)
     if GATED:
         half, at = at // (OUTPUTS // 2), tile * (OUTPUTS // 2) + at % (OUTPUTS // 2)
         return at + half * (outputs // 2), at < outputs // 2
     else:
         at += tile * OUTPUTS
         return at, at < outputs
-
-
-@triton.jit
-def _ask_for(data, tile, begin, end, outputs, units, OUTPUTS: tl.constexpr, GATED: tl.constexpr, AHEAD: tl.constexpr):
-    """Brings the first bytes of a tile's rows into the GPU's cache: each row's in two pieces, a thread each."""
-    piece = tl.arange(0, 2 * OUTPUTS)
-    output, inside = _outputs_at(piece // 2, tile, outputs, OUTPUTS, GATED)
-    size = data.dtype.element_ty.primitive_bitwidth // 8
-    wanted = tl.minimum(AHEAD, (end - begin) * size) // 2
-    first = tl.where(inside, output, 0).to(tl.int64) * units + begin + piece % 2 * (wanted // size)
-    ask: tl.constexpr = "cp.async.bulk.prefetch.L2.global [$1], $2; // $0"
-    tl.inline_asm_elementwise(ask, "=r,l,r", [data + first, wanted], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -357,7 +335,18 @@ def _part(
     at = tl.arange(0, UNITS)
     matrix, x_rows = data + (output.to(tl.int64) * units)[:, None], x + (row * columns)[:, None]
     acc = tl.zeros([output.shape[0], row.shape[0]], tl.float32)
+    # Factors of groups are asked for a tile ahead: waiting for them took longer than the tile.
+    if GROUPED:
+        a, b, c, d = _factors(scales, begin, output, outputs, columns, PACKED, RUN, UNITS, GROUP)
+        if mins is not None:
+            e, f, g, h = _factors(mins, begin, output, outputs, columns, PACKED, RUN, UNITS, GROUP)
     for first in range(begin, end, UNITS):
+        if GROUPED:
+            scale = (a, b, c, d)
+            a, b, c, d = _factors(scales, first + UNITS, output, outputs, columns, PACKED, RUN, UNITS, GROUP)
+            if mins is not None:
+                least = (e, f, g, h)
+                e, f, g, h = _factors(mins, first + UNITS, output, outputs, columns, PACKED, RUN, UNITS, GROUP)
         if EVEN or PACKED > 1:
             tile = tl.load(matrix + (first + at)[None, :])
         else:
@@ -377,14 +366,41 @@ def _part(
                     ones = tl.full(weight.shape, 1, tl.float32).to(part.dtype)
                     total = tl.dot(ones, part, total, input_precision="ieee")
                 if (slice + 1) % RUN == 0:
-                    start = tl.minimum(first * PACKED + slice * UNITS, columns - 1)  # behind: padding with zeros
-                    place = start // GROUP * outputs + output
-                    acc = tl.fma(sums, _of_outputs(scales + place, acc.shape[1]), acc)
+                    acc = tl.fma(sums, tl.broadcast_to(scale[slice // RUN][:, None], acc.shape), acc)
                     sums = tl.zeros(acc.shape, tl.float32)
                     if mins is not None:
-                        acc = tl.fma(total, _of_outputs(mins + place, acc.shape[1]), acc)
+                        acc = tl.fma(total, tl.broadcast_to(least[slice // RUN][:, None], acc.shape), acc)
                         total = tl.zeros(acc.shape, tl.float32)
     return acc
+
+
+@triton.jit
+def _factors(
+    values,
+    first,
+    output,
+    outputs,
+    columns,
+    PACKED: tl.constexpr,
+    RUN: tl.constexpr,
+    UNITS: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """Of the runs of slices in the tile that begins at unit `first`: at most four, float32 [outputs] each."""
+    a = _factor(values, first * PACKED + (RUN - 1) * UNITS, output, outputs, columns, GROUP)
+    b, c, d = a, a, a
+    if PACKED // RUN > 1:
+        b = _factor(values, first * PACKED + (2 * RUN - 1) * UNITS, output, outputs, columns, GROUP)
+    if PACKED // RUN > 2:
+        c = _factor(values, first * PACKED + (3 * RUN - 1) * UNITS, output, outputs, columns, GROUP)
+        d = _factor(values, first * PACKED + (4 * RUN - 1) * UNITS, output, outputs, columns, GROUP)
+    return a, b, c, d
+
+
+@triton.jit
+def _factor(values, column, output, outputs, columns, GROUP: tl.constexpr):
+    group = tl.minimum(column, columns - 1) // GROUP  # behind the last column there is padding with zeros
+    return tl.load(values + group * outputs + output).to(tl.float32)
 
 
 @triton.jit
