@@ -116,6 +116,7 @@ class Engine:
         self._lock = threading.Lock()
         self._stopping = False
         self._offloaded: Offloaded | None = None  # while it sleeps
+        self._awake = threading.Condition()  # held by whoever takes the device's memory, or gives it back
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.
@@ -324,6 +325,19 @@ class Engine:
         another program; then it sleeps on."""
         self._between_steps(self._wake_up)
 
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Within this the engine does not sleep: for other threads that take the device's memory.
+
+        Waits for `wake` while it sleeps. Keep it short, and wait for no step within. Raises `Unavailable` if the engine
+        shuts down.
+        """
+        with self._awake:
+            self._awake.wait_for(lambda: self._stopping or not self.asleep)
+            if self._stopping:
+                raise Unavailable("the engine is shutting down.")
+            yield
+
     @property
     def asleep(self) -> bool:
         return self._offloaded is not None
@@ -377,6 +391,8 @@ class Engine:
                 return
             self._stopping = True
         self._inbox.put(lambda: None)
+        with self._awake:
+            self._awake.notify_all()
         self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -764,22 +780,25 @@ class Engine:
         return done.result()
 
     def _fall_asleep(self) -> int:
-        if self._offloaded is not None or self._stopping:
-            return 0
-        self._land_all()
-        self._runner.forget()
-        self._background.wait()
-        device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
-        if is_gpu(device):
-            self._offloaded = offload(weights, self.cache, blocks, device)
-        else:
-            self._offloaded = Offloaded((), device)
-        return self._offloaded.device_bytes
+        with self._awake:
+            if self._offloaded is not None or self._stopping:
+                return 0
+            self._land_all()
+            self._runner.forget()
+            self._background.wait()
+            device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
+            if is_gpu(device):
+                self._offloaded = offload(weights, self.cache, blocks, device)
+            else:
+                self._offloaded = Offloaded((), device)
+            return self._offloaded.device_bytes
 
     def _wake_up(self) -> None:
-        if self._offloaded is not None:
-            self._offloaded.restore()
-            self._offloaded = None
+        with self._awake:
+            if self._offloaded is not None:
+                self._offloaded.restore()
+                self._offloaded = None
+                self._awake.notify_all()
 
     def _blocks_in_use(self) -> list[int]:
         """Of the KV cache: the requests', and those of background work, which may be in the middle of something."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from coserve.engine import Engine
-from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound
+from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound, Unavailable
 from coserve.training.config import TrainingConfig
 from coserve.training.data import TrainSequence, encode_all, read_examples
 from coserve.training.passes import Machine
@@ -118,13 +118,16 @@ class TrainingJob:
             if self.spec.validation_file is not None:
                 valid = self._sequences(self.spec.validation_file, "validation_file")
             self._tell(JobEvent("status", status="queued"))
-            trainer = self._make_trainer(sequences, valid)
+            with self.engine.awake():
+                trainer = self._make_trainer(sequences, valid)
             with self._lock:
                 if self._ended:
                     return
                 trainer.paused = self._paused
                 self._trainer = trainer
             self.engine.attach(trainer)
+        except Unavailable:
+            return  # the engine ends; the job goes on when another one has its directory
         except Exception as error:
             self._fail(error)
 
