@@ -43,8 +43,10 @@ class DecodeGraphs:
     """Captured when first needed, which takes about as long as three steps."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, rows: DecodeRows, adapters: AdapterSlots):
-        self._decoder, self._cache, self._card, self._rows = decoder, cache, card, rows
+        self._decoder, self._cache, self._rows = decoder, cache, rows
         self._adapters = adapters
+        # Of those with adapters and of those without: the former are forgotten, and their memory with them.
+        self._pools = {adapted: card.pool() for adapted in (False, True)}
         self._captured: dict[Kind, Callable[[], Chosen]] = {}
         self.sizes = batch_sizes(rows.tables.shape[0])
 
@@ -56,7 +58,7 @@ class DecodeGraphs:
         """Have a graph for such a step; whether that took a capture."""
         if kind in self._captured:
             return False
-        self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        self._captured[kind] = self._pools[kind.adapted].capture(lambda: self._step(kind))
         return True
 
     def run(self, kind: Kind) -> Chosen:
@@ -73,12 +75,10 @@ class DecodeGraphs:
     def forget(self) -> None:
         """The tensors that the graphs use are about to move."""
         self._captured.clear()
-        self._card.forget()
 
     def forget_adapted(self) -> None:
         """The adapters have moved. All rows become idle, and nobody may have one."""
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
-        self._card.forget()
         self._rows.rest()
         for size in one_of_each_tile(self.sizes):  # other ranks are other kernels, and so is gate and up's product
             self._step(Kind(size, _UNLIMITED, adapted=True))
