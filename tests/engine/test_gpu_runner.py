@@ -420,3 +420,8 @@ def test_a_pool_whose_first_capture_fails_is_not_taken_again(monkeypatch):
         pool.capture(full)
     launch = pool.capture(lambda: 7)
     assert launch() == 7 and len(living.pools) == 1
+
+
+def test_no_part_of_the_cache_is_kept_for_training_which_needs_none(engine, cpu):
+    assert not engine.train_blocks and engine.cache.blocks == engine.scheduler.pool.total + 1
+    assert len(cpu.train_blocks) == 4

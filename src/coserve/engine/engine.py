@@ -28,7 +28,7 @@ from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
 from coserve.engine.protection import Protection
 from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
-from coserve.engine.runner import Flight, make_runner
+from coserve.engine.runner import Flight, make_runner, takes_rides
 from coserve.engine.scheduler import Scheduler
 from coserve.engine.search import largest
 from coserve.engine.segment import Segment
@@ -88,7 +88,7 @@ class Engine:
         self.estimator = Estimator(roofline)
         self._predictor = Predictor(self.cost, self.estimator)
         serving = blocks_for(cache_tokens(decoder, self.config))
-        training = blocks_for(self.config.train_tokens)
+        training = blocks_for(self.config.train_tokens) if takes_rides(decoder) else 0
         self.cache = decoder.new_cache(serving + training + 1)
         self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
         self.train_blocks = list(range(serving, serving + training))
@@ -592,7 +592,7 @@ class Engine:
 
         Prompts leave none, as they wait for arithmetic; nor do lower priorities that got less than they could use.
         """
-        if not self._runner.takes_rides or not self._background or self.scheduler.backlog or plan.short:
+        if not takes_rides(self.decoder) or not self._background or self.scheduler.backlog or plan.short:
             return None
         segments, whole = plan.segments(), plan.alone + plan.grown
         budget = whole + self._allowance(plan, whole)
@@ -814,5 +814,6 @@ class Engine:
     # ---- start ------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        most = min(self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
-        self._runner.warm_up(self.train_blocks, most, self._predictor.observe)
+        blocks = range(self.scheduler.pool.total)  # nobody's yet
+        most = min(self.config.max_batch_tokens, len(blocks) * BLOCK_SIZE)
+        self._runner.warm_up(blocks, most, self._predictor.observe)

@@ -31,8 +31,6 @@ _IN_FLIGHT = 4  # steps whose tokens may not have been read; two are in flight a
 class GpuRunner:
     """`scratch`: a block of the cache that belongs to nobody. `blocks`: of one sequence at most."""
 
-    takes_rides = False  # it would cost such a step its graph, which is worth more
-
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
         self._decoder, self._cache, self._card = decoder, cache, card
         decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
