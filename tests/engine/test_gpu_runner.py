@@ -329,8 +329,11 @@ def test_a_share_pays_for_the_tokens_that_it_got_alone(engine, cpu):
             served.append(engine.scheduler.counters[0].served("stops"))
             done.set()
 
-    engine.submit(Request(prompt(9), GREEDY, "tiny", share="stays"), stays)
-    engine.submit(Request(prompt(6), stopping, "tiny", share="stops"), got.append)
+    def both() -> None:
+        engine.submit(Request(prompt(9), GREEDY, "tiny", share="stays"), stays)
+        engine.submit(Request(prompt(6), stopping, "tiny", share="stops"), got.append)
+
+    engine.call(both)  # one that comes later has as much behind it as the other
     assert done.wait(60)
     assert engine.ahead and got[-1].finish_reason == "stop"
     assert served == [6 + len(got)]
