@@ -65,6 +65,9 @@ class StandIn:
     def pool(self):
         return Captured()
 
+    def give_back(self) -> None:
+        pass
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):

@@ -32,6 +32,7 @@ from coserve.engine.runner import Flight, make_runner, takes_rides
 from coserve.engine.scheduler import Scheduler
 from coserve.engine.search import largest
 from coserve.engine.segment import Segment
+from coserve.engine.shortage import Shortage
 from coserve.engine.slack import SlackAccount
 from coserve.engine.stats import Counters, EngineStats
 from coserve.errors import (
@@ -39,12 +40,13 @@ from coserve.errors import (
     CoserveError,
     InvalidRequest,
     ModelNotFound,
+    OutOfMemory,
     Unavailable,
 )
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
 from coserve.kernels.device import choose_device, is_gpu
-from coserve.kernels.memory import keep_freed_memory
+from coserve.kernels.memory import is_out_of_memory, keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
@@ -61,6 +63,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
+_NO_MEMORY = (
+    "The GPU's memory does not suffice for a step of {} tokens. Lower max_batch_tokens or max_num_seqs, so that steps "
+    "are smaller, or kv_cache_tokens, so that they have more room; or end what else uses the GPU."
+)
+_NO_MEMORY_TO_TRAIN = (
+    "The GPU's memory does not suffice to serve and to train. Lower the job's micro_batch_tokens or max_length, or the "
+    "server's kv_cache_tokens; or end what else uses the GPU."
+)
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -105,6 +115,7 @@ class Engine:
         self._slack = SlackAccount(factor)
         self._shared = False  # whether slices have run beside the step that is on its way
         self._protection = Protection(self.config, self._predictor)
+        self._shortage = Shortage(self.config.max_batch_tokens)
         self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
@@ -425,13 +436,21 @@ class Engine:
     def step(self) -> None:
         """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
         flight = self._flight or self._launch()
+        if flight is None:
+            return
         self._flight = self._launch_ahead(flight)
         self._run_beside(flight.plan)
         self._land(flight)
 
-    def _launch(self) -> Flight:
+    def _launch(self) -> Flight | None:
+        """The next step; None if it found no memory. Then something has given way, and the step after it is another."""
         plan = self._plan(time.perf_counter())
-        return self._runner.launch(plan, self._ride(plan))
+        flight = self._if_memory_reaches(plan, lambda: self._runner.launch(plan, self._ride(plan)))
+        if flight is None:
+            self._give_way(plan)
+        else:
+            self._shortage.launched()
+        return flight
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """The next step too, if it will be the same again, and nobody has come who should be in it."""
@@ -443,7 +462,37 @@ class Engine:
             return None
         self._see(now)
         plan.alone = self._predictor.seconds(plan.segments())
-        return self._runner.launch_ahead(plan)
+        return self._if_memory_reaches(plan, lambda: self._runner.launch_ahead(plan))
+
+    def _if_memory_reaches(self, plan: Plan, launch: Callable[[], Flight]) -> Flight | None:
+        """The flight, or None, and the plan has come to nothing."""
+        try:
+            return launch()
+        except Exception as error:  # which holds on to all that the step had allocated, until it is gone
+            if not is_out_of_memory(error):
+                raise
+            log.warning("a step of %d tokens found no memory: %s", plan.rows, str(error))
+        for request in plan.asking():
+            self.scheduler.take_back(request)
+        return None
+
+    def _give_way(self, plan: Plan) -> None:
+        """Make room for a step that found no memory: by what can be made again, then by smaller steps, then by a job,
+        and only then by requests, those whose prompts are in the step before those that decode."""
+        gave = self._background.give_way()
+        self._runner.give_way()
+        if self._shortage.try_again() or gave:
+            return
+        prompts = [request for request, _ in plan.chosen if not request.decoding]
+        least = len(plan.chosen) - len(prompts) + _SMALLEST_CHUNK
+        if prompts and self._shortage.make_smaller(plan.rows, least, time.perf_counter()):
+            return
+        if self._background.end_first(OutOfMemory(_NO_MEMORY_TO_TRAIN)):
+            return
+        told = OutOfMemory(_NO_MEMORY.format(plan.rows))
+        log.error("requests fail for want of memory: %s", told)
+        for request in prompts or [request for request, _ in plan.chosen]:
+            self._finish(request, "error", told)
 
     def _land(self, flight: Flight) -> None:
         landed = flight.land()
@@ -458,7 +507,7 @@ class Engine:
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
-        for request, length in self._protection.riders(plan, now):
+        for request, length in self._protection.riders(plan, self._shortage.most_rows(now), now):
             self.scheduler.take(plan, request, length, now)
         plan.arrange()
         self._see(now)
@@ -475,7 +524,7 @@ class Engine:
         kept as short when nobody decodes but requests of a higher priority came lately: the next one to come waits for
         one such step at most, not for the longest one.
         """
-        foremost, most = self.scheduler.foremost(), self.config.max_batch_tokens
+        foremost, most = self.scheduler.foremost(), self._shortage.most_rows(now)
         waiting = [r for r in foremost if r.decoding]
         if not waiting and not self._higher_expected(foremost, now):
             return most

@@ -66,6 +66,9 @@ class Runner(Protocol):
     def forget(self) -> None:
         """The model's tensors are about to move: what was made of their addresses is made again when needed."""
 
+    def give_way(self) -> None:
+        """A launch found no memory, and none is on its way: give back all memory of what can be made again."""
+
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         """An adapter was unloaded: its memory is wanted back when the requests that have it end."""
 
@@ -105,6 +108,9 @@ class CpuRunner:
 
     def forget(self) -> None:
         self._decoder.forget_addresses()
+
+    def give_way(self) -> None:
+        pass
 
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         pass

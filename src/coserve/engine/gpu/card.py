@@ -45,6 +45,9 @@ class Card(Protocol):
     def pool(self) -> Pool:
         """One with nothing in it."""
 
+    def give_back(self) -> None:
+        """Memory that was freed, and is kept for the next tensors."""
+
 
 class Cuda:
     """A GPU of PyTorch's "cuda": NVIDIA's, or AMD's.
@@ -66,6 +69,9 @@ class Cuda:
 
     def pool(self) -> GraphPool:
         return GraphPool()
+
+    def give_back(self) -> None:
+        torch.cuda.empty_cache()
 
 
 class GraphPool:
