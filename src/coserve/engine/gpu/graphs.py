@@ -33,7 +33,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a step leaves on the GPU until the next one: logits [rows, vocab] and tokens int64 [rows]."""
+    """What a step leaves on the GPU until the next one: logits [rows, vocab] and tokens int64 [rows].
+
+    Of one memory for all steps: a graph's own would live as long as the graph, and there are hundreds.
+    """
 
     logits: Tensor
     tokens: Tensor
@@ -48,7 +51,12 @@ class DecodeGraphs:
         # Of those with adapters and of those without: the former are forgotten, and their memory with them.
         self._pools = {adapted: card.pool() for adapted in (False, True)}
         self._captured: dict[Kind, Callable[[], Chosen]] = {}
-        self.sizes = batch_sizes(rows.tables.shape[0])
+        most, vocab = rows.tables.shape[0], decoder.config.vocab_size
+        self._left = Chosen(
+            torch.zeros(most, vocab, dtype=decoder.dtype, device=card.device),
+            torch.zeros(most, dtype=torch.int64, device=card.device),
+        )
+        self.sizes = batch_sizes(most)
 
     def kind(self, rows: int, context: int, *, filtered: bool, adapted: bool) -> Kind:
         """The smallest kind of step in which so many rows find room."""
@@ -89,8 +97,9 @@ class DecodeGraphs:
         decode.begin(rows, count)
         layout, adapters = rows.layout(count, kind.context), self._stacked(count) if kind.adapted else ()
         hidden = self._decoder.forward(rows.token_ids[:count], layout, self._cache, adapters)
-        logits = self._decoder.logits(hidden)
-        tokens = sample(
+        logits, tokens = self._left.logits[:count], self._left.tokens[:count]
+        logits.copy_(self._decoder.logits(hidden))
+        chosen = sample(
             logits,
             rows.floats(decode.TEMPERATURE, count),
             rows.inputs[decode.TOP_K, :count],
@@ -99,6 +108,7 @@ class DecodeGraphs:
             rows.floats(decode.UNIFORM, count),
             filtered=kind.filtered,
         )
+        tokens.copy_(chosen)
         decode.end(rows, tokens)
         return Chosen(logits, tokens)
 
