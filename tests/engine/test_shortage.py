@@ -95,7 +95,7 @@ class Job:
         self.over.set()
 
 
-@pytest.mark.parametrize("number", range(1, 16))
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 8, 13])
 def test_a_step_that_found_no_memory_once_is_tried_again(engine, memory, wanted, number):  # noqa: F811
     memory.enough = lambda rows: len(memory.rows) != number
     assert together(engine, ASKED) == wanted
@@ -157,7 +157,7 @@ def test_without_room_for_any_graph_requests_fail_and_later_ones_do_not(engine, 
     assert alone(engine, prompt(9), GREEDY) == alone(cpu, prompt(9), GREEDY)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", [1, 2, 4])
 def test_adapters_are_laid_out_again_after_a_step_failed(engine, memory, cpu, tmp_path, number):  # noqa: F811
     """Wherever it did: also while their kernels were compiled, or with a graph that reads the old ones."""
     names = ("one", "two")

@@ -82,7 +82,7 @@ def most_in_a_step(decoder, segments: list[Segment]) -> int:
     return living.most
 
 
-@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["bf16", "int4"])
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.usefixtures("uncounted")
 def test_a_step_takes_what_is_reserved_for_it_and_not_much_less(tmp_path, monkeypatch, weights, adapted):
@@ -92,15 +92,14 @@ def test_a_step_takes_what_is_reserved_for_it_and_not_much_less(tmp_path, monkey
     if adapted:
         path = random_adapter(tmp_path / "adapter", decoder.config, 4)
         layers = load_adapter("one", path, decoder.config, decoder.dtype, decoder.device).layers
-    prompt = [Segment("prefill", list(range(150)), 0, list(range(10)), layers, sample=True)]
+    prompt = [Segment("prefill", list(range(70)), 0, list(range(10)), layers, sample=True)]
     decoding = [Segment("decode", [5 + n], 20, [10 + n, 20 + n], layers, sample=True) for n in range(4)]
     monkeypatch.setattr(gpu, "on_gpu", lambda tensor: True)
     monkeypatch.setattr(decoder, "_native", None)  # a CPU's
     most_in_a_step(decoder, decoding)  # makes what stays, too
     assert most_in_a_step(decoder, decoding) < step_bytes(decoder, 4, 4)
-    assert (
-        0.6 * step_bytes(decoder, 154, 5) < most_in_a_step(decoder, [*prompt, *decoding]) < step_bytes(decoder, 154, 5)
-    )
+    reserved = step_bytes(decoder, 74, 5)
+    assert 0.5 * reserved < most_in_a_step(decoder, [*prompt, *decoding]) < reserved
 
 
 def llama_8b() -> SimpleNamespace:
