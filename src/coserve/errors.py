@@ -65,6 +65,12 @@ class Unavailable(CoserveError):
     code = "unavailable"
 
 
+class OutOfMemory(Unavailable):
+    """The GPU's memory did not suffice: the message says for what, and what to lower."""
+
+    code = "out_of_memory"
+
+
 class ModelError(InvalidRequest):
     """A model directory that cannot be loaded: names the file or field at fault."""
 

@@ -32,7 +32,11 @@ def settle(plan: Plan) -> None:
 def step(scheduler: Scheduler, now: float = 0.0, max_tokens: int = 64, protection: Protection | None = None) -> Plan:
     """One step; lower priorities ride along as `protection` lets them, or all. Those that are done leave."""
     plan = scheduler.plan(max_tokens, now)
-    riders = protection.riders(plan, now) if protection else [(r, 1 if r.decoding else r.remaining) for r in plan.lower]
+    riders = (
+        protection.riders(plan, scheduler.config.max_batch_tokens, now)
+        if protection
+        else [(r, 1 if r.decoding else r.remaining) for r in plan.lower]
+    )
     for request, length in riders:
         scheduler.take(plan, request, length, now)
     settle(plan)

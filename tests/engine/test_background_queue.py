@@ -22,6 +22,7 @@ class Job:
         self.done = 0
         self.asked = 0
         self.failure: Exception | None = None
+        self.kept = 0  # what it can do without, so many times
 
     @property
     def finished(self) -> bool:
@@ -38,6 +39,10 @@ class Job:
         if self.done == self.fails_at:
             raise self.error
         self.done += 1
+
+    def give_way(self) -> bool:
+        self.kept -= 1
+        return self.kept >= 0
 
     def failed(self, error: Exception) -> None:
         self.failure = error
@@ -89,3 +94,17 @@ def test_work_that_fails_is_told_and_leaves_and_the_next_one_runs(queue, error, 
     assert broken.failure is error and broken.done == 1
     assert healthy.finished
     assert ("background work failed" in caplog.text) == isinstance(error, RuntimeError)
+
+
+def test_the_first_work_gives_way_and_then_fails(queue):
+    first, second, told = Job(3), Job(1), CoserveError("no memory")
+    assert not queue.give_way() and not queue.end_first(told)
+    first.kept = 1
+    queue.add(first)
+    queue.add(second)
+    before = queue.smallest()
+    assert queue.give_way() and not queue.give_way() and first.failure is None
+    assert before and queue.smallest() and first.asked == 2, "what comes next may be another slice now"
+    assert queue.end_first(told) and first.failure is told and second.failure is None
+    queue.run(1.0, at_least_one=True)
+    assert second.finished and not queue.end_first(told)

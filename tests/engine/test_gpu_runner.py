@@ -6,15 +6,18 @@ as on a CPU (tests/kernels/gpu has its kernels), and a captured graph launches i
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from weakref import WeakSet
 
 import pytest
 import torch
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.gpu import card
-from coserve.engine.gpu.graphs import batch_sizes, one_of_each_tile
+from coserve.engine.gpu.card import GraphPool
+from coserve.engine.gpu.graphs import Kind, batch_sizes, one_of_each_tile
 from coserve.engine.gpu.runner import GpuRunner
 from coserve.kernels.gpu.lora import LoraStack
 from coserve.models.adapter import save_adapter
@@ -40,6 +43,13 @@ class Moment:
         return self.time - earlier.time
 
 
+class Captured:
+    """A pool whose launches are launched again one by one."""
+
+    def capture(self, launches):
+        return launches
+
+
 class StandIn:
     """A CPU for a card."""
 
@@ -52,10 +62,10 @@ class StandIn:
     def mark(self):
         return Moment()
 
-    def capture(self, launches):
-        return launches
+    def pool(self):
+        return Captured()
 
-    def forget(self) -> None:
+    def give_back(self) -> None:
         pass
 
 
@@ -255,7 +265,7 @@ def test_what_a_capture_takes_is_no_step_s_time(engine, monkeypatch):
 
     card, predictor = engine._runner._card, type(engine._predictor)
     monkeypatch.setattr(card, "mark", Stopped)
-    monkeypatch.setattr(card, "capture", slow)
+    monkeypatch.setattr(Captured, "capture", lambda self, launches: slow(launches))
     monkeypatch.setattr(predictor, "observe", lambda self, load, took, *, riding=False: seconds.append(took))
     assert alone(engine, prompt(9), SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
     assert now[0] > 0 and len(seconds) >= 3 and max(seconds) == 0
@@ -322,8 +332,11 @@ def test_a_share_pays_for_the_tokens_that_it_got_alone(engine, cpu):
             served.append(engine.scheduler.counters[0].served("stops"))
             done.set()
 
-    engine.submit(Request(prompt(9), GREEDY, "tiny", share="stays"), stays)
-    engine.submit(Request(prompt(6), stopping, "tiny", share="stops"), got.append)
+    def both() -> None:
+        engine.submit(Request(prompt(9), GREEDY, "tiny", share="stays"), stays)
+        engine.submit(Request(prompt(6), stopping, "tiny", share="stops"), got.append)
+
+    engine.call(both)  # one that comes later has as much behind it as the other
     assert done.wait(60)
     assert engine.ahead and got[-1].finish_reason == "stop"
     assert served == [6 + len(got)]
@@ -359,3 +372,62 @@ def test_an_adapter_for_which_memory_does_not_reach_leaves_the_others_as_they_we
         assert failed[-1].finish_reason == "error"
     for name in ("large", "small"):
         assert alone(engine, prompt(5), short, name) == alone(cpu, prompt(5), short, name)
+
+
+class Graphs:
+    """PyTorch's, as far as pools go: one takes no graph again after its last one is gone."""
+
+    def __init__(self, monkeypatch):
+        living, used, handles = WeakSet(), set(), itertools.count()
+
+        class Graph:
+            def capture_begin(self, pool, capture_error_mode):
+                assert pool not in used or pool in {graph.pool for graph in living}, "the pool has ended"
+                used.add(pool)
+                self.pool = pool
+
+            def capture_end(self):
+                living.add(self)
+
+            def replay(self):
+                pass
+
+        self._living = living
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+
+    @property
+    def pools(self) -> set[int]:
+        return {graph.pool for graph in self._living}
+
+
+def test_pools_of_graphs_do_not_pile_up_when_adapters_come_and_go(engine, monkeypatch):
+    """Those without an adapter stay, and some are captured between any two adapters."""
+    living, graphs = Graphs(monkeypatch), engine._runner._graphs
+    monkeypatch.setattr(graphs, "_pools", {adapted: GraphPool() for adapted in (False, True)})
+    monkeypatch.setattr(graphs, "_step", lambda kind: kind)
+    for rows in range(1, 9):
+        graphs.capture(Kind(rows, 256))
+        graphs.capture(Kind(rows, 256, adapted=True))
+        assert len(living.pools) == 2
+        graphs.forget_adapted()
+        assert len(living.pools) == 1
+    graphs.forget()
+    assert not living.pools
+
+
+def test_a_pool_whose_first_capture_fails_is_not_taken_again(monkeypatch):
+    living, pool = Graphs(monkeypatch), GraphPool()
+
+    def full():
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        pool.capture(full)
+    launch = pool.capture(lambda: 7)
+    assert launch() == 7 and len(living.pools) == 1
+
+
+def test_no_part_of_the_cache_is_kept_for_training_which_needs_none(engine, cpu):
+    assert not engine.train_blocks and engine.cache.blocks == engine.scheduler.pool.total + 1
+    assert len(cpu.train_blocks) == 4

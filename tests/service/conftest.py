@@ -29,8 +29,14 @@ def openai_client(server: Server, key: str = KEY) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = start(tmp_path_factory.mktemp("home"), max_body_bytes=100_000, max_file_bytes=200_000)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server(home: Path) -> Iterator[Server]:
+    server = start(home, max_body_bytes=100_000, max_file_bytes=200_000)
     yield server
     server.stop()
 

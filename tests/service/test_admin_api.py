@@ -22,18 +22,6 @@ DAY = 86400
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def server(home):
-    server = start(home)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def admin_key(home, server):
     key, _ = new_key(home, name="administrator", scopes=("admin",))
     with http_client(server, key) as http:

@@ -15,25 +15,12 @@ from coserve.service.auth.keys import Key, KeyRing
 from coserve.service.auth.projects import Project
 from coserve.service.auth.scopes import ADMIN, ALL, SCOPES, check_scopes, scope_of
 from tests.service.admin import http_client, new_key, soon
-from tests.service.conftest import start
 
 CLOSED = [(method, route) for route in ROUTES if route.path not in OPEN_PATHS for method in sorted(route.methods)]
 
 
 def path_of(route: Route) -> str:
     return re.sub(r"\{[^}]*\}", "x", route.path)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def server(home):
-    server = start(home)
-    yield server
-    server.stop()
 
 
 @pytest.fixture(scope="module")

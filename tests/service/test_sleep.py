@@ -11,18 +11,6 @@ from tests.service.conftest import KEY, start
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def server(home):
-    server = start(home)
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def http(home, server):
     key, _ = new_key(home, scopes=("admin",))
     with http_client(server, key) as http:

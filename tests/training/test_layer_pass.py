@@ -68,6 +68,36 @@ def test_as_many_layers_are_kept_as_there_is_memory_for(case):  # noqa: F811
     assert kinds == [*forward, "train-head", *backward]
 
 
+@pytest.mark.parametrize("seconds", [math.inf, 0.0])
+@pytest.mark.parametrize("kept", ["all", "one"])
+def test_what_is_kept_gives_way_at_any_time_and_gradients_are_the_same(case, kept, seconds):  # noqa: F811
+    decoder, adapter, batch, _, wanted = case
+    micro = MicroBatch.of(sorted(batch, key=lambda s: len(s.tokens)), None)
+    kept_bytes = {"all": ALL, "one": one_layer(decoder, batch)}[kept]
+
+    def run(give_way_after: int) -> tuple[int, bool]:
+        for grad in adapter.parameters.grads.values():
+            grad.zero_()
+        workspace = Activations(decoder, micro.rows, kept_bytes)
+        scale = 1 / sum(s.targets for s in batch)
+        work = LayerPass(
+            machine_for(decoder), micro, workspace, adapter=lambda row: adapter.layers(None, row), scale=scale
+        )
+        pieces, gave = 0, False
+        while (piece := work.next_slice(seconds)) is not None:
+            piece.run()
+            pieces += 1
+            if pieces == give_way_after:
+                gave = work.give_way()
+                assert not work._graphs and not work.give_way() and workspace.kept_bytes == kept_bytes // 4
+        assert_same_gradients(adapter.parameters.grads, wanted)
+        return pieces, gave
+
+    pieces, _ = run(0)
+    gave = [run(number)[1] for number in range(1, pieces + 1)]
+    assert any(gave) and not gave[-1]
+
+
 def test_how_much_is_kept_is_decided_when_a_pass_begins(case, monkeypatch):  # noqa: F811
     """While a job waits for its turn, another one may have the memory."""
     decoder, adapter, batch, _, _ = case

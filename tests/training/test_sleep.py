@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from coserve.kernels import paged
 from coserve.kernels.device import CPU
 from coserve.models import loading
 from coserve.models.placement import OnGpu
-from coserve.training import TrainingJob
+from coserve.training import TrainingJob, jobs
 from tests.tiny import tiny_checkpoint
 from tests.training.test_training import Listener, spec_for
 
@@ -55,3 +56,69 @@ def test_a_job_learns_the_same_with_naps_between(checkpoint, tmp_path):
     assert slept > 2 and found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert (found[name] - tensor).abs().max() < 1e-4 * max(1.0, float(tensor.abs().max())), name
+
+
+@pytest.fixture
+def engine(checkpoint):
+    config = EngineConfig(kv_cache_tokens=1024)
+    with Engine.from_pretrained(checkpoint, device="cpu", dtype="float32", name="tiny", config=config) as engine:
+        yield engine
+
+
+@pytest.fixture
+def making(monkeypatch):
+    """Trainers that are being made, which takes the GPU's memory; each waits until it may go on."""
+    making, go_on, made = threading.Event(), threading.Event(), jobs.Trainer
+
+    def make(*args, **options):
+        making.set()
+        assert go_on.wait(60)
+        return made(*args, **options)
+
+    monkeypatch.setattr(jobs, "Trainer", make)
+    return making, go_on
+
+
+def queued(listener: Listener) -> bool:
+    return any(event.status == "queued" for event in listener.events)
+
+
+def test_a_job_prepared_while_the_engine_sleeps_takes_no_memory_until_it_wakes(engine, making, tmp_path):
+    (begun, go_on), listener = making, Listener()
+    go_on.set()
+    engine.sleep()
+    TrainingJob(engine, spec_for(tmp_path), listener).start()
+    while not queued(listener):
+        time.sleep(0.01)
+    assert not begun.wait(0.3)
+    engine.wake()
+    assert listener.wait()[-1].kind == "finished"
+
+
+def test_nobody_falls_asleep_while_a_job_takes_memory(engine, making, tmp_path):
+    (begun, go_on), listener = making, Listener()
+    TrainingJob(engine, spec_for(tmp_path), listener).start()
+    assert begun.wait(60)
+    sleeping = threading.Thread(target=engine.sleep)
+    sleeping.start()
+    sleeping.join(0.3)
+    assert sleeping.is_alive() and not engine.asleep
+    go_on.set()
+    sleeping.join(60)
+    assert engine.asleep and not any(event.kind == "metrics" for event in listener.events)
+    engine.wake()
+    assert listener.wait()[-1].kind == "finished"
+
+
+def test_an_engine_that_ends_asleep_leaves_the_job_for_the_next_start(engine, making, tmp_path):
+    (begun, go_on), listener = making, Listener()
+    go_on.set()
+    engine.sleep()
+    job = TrainingJob(engine, spec_for(tmp_path), listener)
+    job.start()
+    while not queued(listener):
+        time.sleep(0.01)
+    engine.shutdown()
+    [thread.join(60) for thread in threading.enumerate() if thread.name == f"coserve-{job.spec.id}"]
+    assert not begun.is_set()
+    assert {event.kind for event in listener.events} == {"status"}

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from coserve.engine import Engine, EngineConfig, SamplingParams
 from coserve.engine.clock import Readback
-from coserve.errors import DataError, InvalidRequest
+from coserve.errors import DataError, InvalidRequest, OutOfMemory
 from coserve.models.decoder import Decoder
 from coserve.training import JobSpec, LoraConfig, Trainer, TrainingConfig, TrainingJob
 from coserve.training.config import LoraConfig as OurLoraConfig
@@ -297,6 +297,22 @@ def test_bad_data_fails_the_job_with_the_line(engine, tmp_path):
     failed = listener.wait()[-1]
     assert failed.kind == "failed" and isinstance(failed.error, DataError)
     assert "line 1: has no message of the assistant" in failed.error.message
+
+
+@pytest.mark.parametrize("where", ["coserve.training.trainer.Pass", "coserve.training.jobs.Trainer"])
+def test_a_job_without_memory_fails_with_what_to_lower_and_holds_none(engine, tmp_path, monkeypatch, where):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(where, full)
+    listener = Listener()
+    job = TrainingJob(engine, spec_for(tmp_path), listener)
+    job.start()
+    failed = listener.wait()[-1]
+    assert failed.kind == "failed" and isinstance(failed.error, OutOfMemory)
+    assert "memory" in failed.error.message and "micro_batch_tokens" in failed.error.message
+    assert not hasattr(job._trainer, "_workspace")
+    assert list(engine.generate((5, 6, 7), SamplingParams(max_tokens=3, ignore_eos=True)))
 
 
 def test_an_engine_refuses_to_train_all_weights(engine, tmp_path):

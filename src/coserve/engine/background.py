@@ -35,4 +35,7 @@ class BackgroundWork(Protocol):
     def next_slice(self, seconds: float) -> Slice | None:
         """The largest next slice that should fit into `seconds`, or the smallest; None if there is none now."""
 
+    def give_way(self) -> bool:
+        """A step found no memory: free what can be computed again. False if there is nothing of that kind."""
+
     def failed(self, error: Exception) -> None: ...

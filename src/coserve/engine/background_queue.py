@@ -143,6 +143,23 @@ class BackgroundQueue:
         self._owed += predicted - took
         return took
 
+    def give_way(self) -> bool:
+        """Have the first work free memory that it can do without. Whether it had any of that kind."""
+        self.wait()
+        self._smallest = None
+        return bool(self._guard(lambda work: work.give_way()))
+
+    def end_first(self, error: Exception) -> bool:
+        """The first work fails with this error. False if there is none."""
+        self.wait()
+        self._smallest = None
+
+        def fail(work: BackgroundWork) -> bool:
+            self._fail(work, error)
+            return True
+
+        return bool(self._guard(fail))
+
     def wait(self) -> None:
         """Until no slice is in flight."""
         while self._flights:
@@ -176,9 +193,12 @@ class BackgroundQueue:
             with self._clock.place():
                 return use(work)
         except Exception as error:
-            if not isinstance(error, CoserveError):
-                log.exception("background work failed")
-            if self._works and self._works[0] is work:
-                self._works.popleft()
-            work.failed(error)
+            self._fail(work, error)
             return None
+
+    def _fail(self, work: BackgroundWork, error: Exception) -> None:
+        if not isinstance(error, CoserveError):
+            log.error("background work failed", exc_info=error)
+        if self._works and self._works[0] is work:
+            self._works.popleft()
+        work.failed(error)

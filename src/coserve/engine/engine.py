@@ -28,10 +28,11 @@ from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
 from coserve.engine.protection import Protection
 from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
-from coserve.engine.runner import Flight, make_runner
+from coserve.engine.runner import Flight, make_runner, takes_rides
 from coserve.engine.scheduler import Scheduler
 from coserve.engine.search import largest
 from coserve.engine.segment import Segment
+from coserve.engine.shortage import Shortage
 from coserve.engine.slack import SlackAccount
 from coserve.engine.stats import Counters, EngineStats
 from coserve.errors import (
@@ -39,12 +40,13 @@ from coserve.errors import (
     CoserveError,
     InvalidRequest,
     ModelNotFound,
+    OutOfMemory,
     Unavailable,
 )
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
 from coserve.kernels.device import choose_device, is_gpu
-from coserve.kernels.memory import keep_freed_memory
+from coserve.kernels.memory import is_out_of_memory, keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
@@ -61,6 +63,14 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
 _SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
 _IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
+_NO_MEMORY = (
+    "The GPU's memory does not suffice for a step of {} tokens. Lower max_batch_tokens or max_num_seqs, so that steps "
+    "are smaller, or kv_cache_tokens, so that they have more room; or end what else uses the GPU."
+)
+_NO_MEMORY_TO_TRAIN = (
+    "The GPU's memory does not suffice to serve and to train. Lower the job's micro_batch_tokens or max_length, or the "
+    "server's kv_cache_tokens; or end what else uses the GPU."
+)
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -88,7 +98,7 @@ class Engine:
         self.estimator = Estimator(roofline)
         self._predictor = Predictor(self.cost, self.estimator)
         serving = blocks_for(cache_tokens(decoder, self.config))
-        training = blocks_for(self.config.train_tokens)
+        training = blocks_for(self.config.train_tokens) if takes_rides(decoder) else 0
         self.cache = decoder.new_cache(serving + training + 1)
         self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
         self.train_blocks = list(range(serving, serving + training))
@@ -105,6 +115,7 @@ class Engine:
         self._slack = SlackAccount(factor)
         self._shared = False  # whether slices have run beside the step that is on its way
         self._protection = Protection(self.config, self._predictor)
+        self._shortage = Shortage(self.config.max_batch_tokens)
         self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
@@ -116,6 +127,7 @@ class Engine:
         self._lock = threading.Lock()
         self._stopping = False
         self._offloaded: Offloaded | None = None  # while it sleeps
+        self._awake = threading.Condition()  # held by whoever takes the device's memory, or gives it back
         self._warm_up()
         self._thread = threading.current_thread()
         # Running mean of a prompt's predicted seconds: what a TTFT is made of.
@@ -324,6 +336,19 @@ class Engine:
         another program; then it sleeps on."""
         self._between_steps(self._wake_up)
 
+    @contextlib.contextmanager
+    def awake(self) -> Iterator[None]:
+        """Within this the engine does not sleep: for other threads that take the device's memory.
+
+        Waits for `wake` while it sleeps. Keep it short, and wait for no step within. Raises `Unavailable` if the engine
+        shuts down.
+        """
+        with self._awake:
+            self._awake.wait_for(lambda: self._stopping or not self.asleep)
+            if self._stopping:
+                raise Unavailable("the engine is shutting down.")
+            yield
+
     @property
     def asleep(self) -> bool:
         return self._offloaded is not None
@@ -377,6 +402,8 @@ class Engine:
                 return
             self._stopping = True
         self._inbox.put(lambda: None)
+        with self._awake:
+            self._awake.notify_all()
         self._thread.join()
 
     def __enter__(self) -> Engine:
@@ -409,13 +436,21 @@ class Engine:
     def step(self) -> None:
         """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
         flight = self._flight or self._launch()
+        if flight is None:
+            return
         self._flight = self._launch_ahead(flight)
         self._run_beside(flight.plan)
         self._land(flight)
 
-    def _launch(self) -> Flight:
+    def _launch(self) -> Flight | None:
+        """The next step; None if it found no memory. Then something has given way, and the step after it is another."""
         plan = self._plan(time.perf_counter())
-        return self._runner.launch(plan, self._ride(plan))
+        flight = self._if_memory_reaches(plan, lambda: self._runner.launch(plan, self._ride(plan)))
+        if flight is None:
+            self._give_way(plan)
+        else:
+            self._shortage.launched()
+        return flight
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """The next step too, if it will be the same again, and nobody has come who should be in it."""
@@ -427,7 +462,37 @@ class Engine:
             return None
         self._see(now)
         plan.alone = self._predictor.seconds(plan.segments())
-        return self._runner.launch_ahead(plan)
+        return self._if_memory_reaches(plan, lambda: self._runner.launch_ahead(plan))
+
+    def _if_memory_reaches(self, plan: Plan, launch: Callable[[], Flight]) -> Flight | None:
+        """The flight, or None, and the plan has come to nothing."""
+        try:
+            return launch()
+        except Exception as error:  # which holds on to all that the step had allocated, until it is gone
+            if not is_out_of_memory(error):
+                raise
+            log.warning("a step of %d tokens found no memory: %s", plan.rows, str(error))
+        for request in plan.asking():
+            self.scheduler.take_back(request)
+        return None
+
+    def _give_way(self, plan: Plan) -> None:
+        """Make room for a step that found no memory: by what can be made again, then by smaller steps, then by a job,
+        and only then by requests, those whose prompts are in the step before those that decode."""
+        gave = self._background.give_way()
+        self._runner.give_way()
+        if self._shortage.try_again() or gave:
+            return
+        prompts = [request for request, _ in plan.chosen if not request.decoding]
+        least = len(plan.chosen) - len(prompts) + _SMALLEST_CHUNK
+        if prompts and self._shortage.make_smaller(plan.rows, least, time.perf_counter()):
+            return
+        if self._background.end_first(OutOfMemory(_NO_MEMORY_TO_TRAIN)):
+            return
+        told = OutOfMemory(_NO_MEMORY.format(plan.rows))
+        log.error("requests fail for want of memory: %s", told)
+        for request in prompts or [request for request, _ in plan.chosen]:
+            self._finish(request, "error", told)
 
     def _land(self, flight: Flight) -> None:
         landed = flight.land()
@@ -442,7 +507,7 @@ class Engine:
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
-        for request, length in self._protection.riders(plan, now):
+        for request, length in self._protection.riders(plan, self._shortage.most_rows(now), now):
             self.scheduler.take(plan, request, length, now)
         plan.arrange()
         self._see(now)
@@ -459,7 +524,7 @@ class Engine:
         kept as short when nobody decodes but requests of a higher priority came lately: the next one to come waits for
         one such step at most, not for the longest one.
         """
-        foremost, most = self.scheduler.foremost(), self.config.max_batch_tokens
+        foremost, most = self.scheduler.foremost(), self._shortage.most_rows(now)
         waiting = [r for r in foremost if r.decoding]
         if not waiting and not self._higher_expected(foremost, now):
             return most
@@ -576,7 +641,7 @@ class Engine:
 
         Prompts leave none, as they wait for arithmetic; nor do lower priorities that got less than they could use.
         """
-        if not self._runner.takes_rides or not self._background or self.scheduler.backlog or plan.short:
+        if not takes_rides(self.decoder) or not self._background or self.scheduler.backlog or plan.short:
             return None
         segments, whole = plan.segments(), plan.alone + plan.grown
         budget = whole + self._allowance(plan, whole)
@@ -764,22 +829,25 @@ class Engine:
         return done.result()
 
     def _fall_asleep(self) -> int:
-        if self._offloaded is not None or self._stopping:
-            return 0
-        self._land_all()
-        self._runner.forget()
-        self._background.wait()
-        device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
-        if is_gpu(device):
-            self._offloaded = offload(weights, self.cache, blocks, device)
-        else:
-            self._offloaded = Offloaded((), device)
-        return self._offloaded.device_bytes
+        with self._awake:
+            if self._offloaded is not None or self._stopping:
+                return 0
+            self._land_all()
+            self._runner.forget()
+            self._background.wait()
+            device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
+            if is_gpu(device):
+                self._offloaded = offload(weights, self.cache, blocks, device)
+            else:
+                self._offloaded = Offloaded((), device)
+            return self._offloaded.device_bytes
 
     def _wake_up(self) -> None:
-        if self._offloaded is not None:
-            self._offloaded.restore()
-            self._offloaded = None
+        with self._awake:
+            if self._offloaded is not None:
+                self._offloaded.restore()
+                self._offloaded = None
+                self._awake.notify_all()
 
     def _blocks_in_use(self) -> list[int]:
         """Of the KV cache: the requests', and those of background work, which may be in the middle of something."""
@@ -795,5 +863,6 @@ class Engine:
     # ---- start ------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        most = min(self.config.max_batch_tokens, len(self.train_blocks) * BLOCK_SIZE)
-        self._runner.warm_up(self.train_blocks, most, self._predictor.observe)
+        blocks = range(self.scheduler.pool.total)  # nobody's yet
+        most = min(self.config.max_batch_tokens, len(blocks) * BLOCK_SIZE)
+        self._runner.warm_up(blocks, most, self._predictor.observe)

@@ -21,6 +21,10 @@ class Plan:
     grown: float = 0.0  # seconds that riders add to them
     short: bool = False  # whether some of the lower ones got less than they could use
 
+    @property
+    def rows(self) -> int:
+        return sum(len(segment.tokens) for _, segment in self.chosen)
+
     def segments(self) -> list[Segment]:
         return [segment for _, segment in self.chosen]
 

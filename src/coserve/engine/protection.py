@@ -25,8 +25,9 @@ class Protection:
         self._config, self._predictor = config, predictor
         self._balance = 0.0  # seconds, under a factor
 
-    def riders(self, plan: Plan, now: float) -> list[tuple[ActiveRequest, int]]:
-        """Those of `plan.lower` that ride along, with so many tokens each. Completes the plan's predictions.
+    def riders(self, plan: Plan, most: int, now: float) -> list[tuple[ActiveRequest, int]]:
+        """Those of `plan.lower` that ride along, with so many tokens each, in a step of at most `most`. Completes the
+        plan's predictions.
 
         Who is next and does not fit ends the list: nobody overtakes, so everybody's turn comes.
         """
@@ -37,7 +38,7 @@ class Protection:
         limit = plan.alone + self._allowance(plan, load, now)
         riders = []
         for request in plan.lower:
-            length = self._length(request, load, limit)
+            length = self._length(request, load, most, limit)
             if length:
                 riders.append((request, length))
                 load = _with(load, request, length)
@@ -48,9 +49,9 @@ class Protection:
         self._balance -= plan.grown
         return riders
 
-    def _length(self, request: ActiveRequest, load: Load, limit: float) -> int:
-        """How many of a request's tokens fit into a step of `limit` seconds beside this load."""
-        most = min(request.remaining, self._config.max_batch_tokens - load.rows)
+    def _length(self, request: ActiveRequest, load: Load, most: int, limit: float) -> int:
+        """How many of a request's tokens fit into a step of `most` rows and `limit` seconds beside this load."""
+        most = min(request.remaining, most - load.rows)
         return largest(0, most, lambda n: self._predictor.load_seconds(_with(load, request, n)) <= limit)
 
     def _allowance(self, plan: Plan, load: Load, now: float) -> float:

@@ -48,8 +48,6 @@ class Flight:
 
 
 class Runner(Protocol):
-    takes_rides: bool  # whether train tokens go along in steps that decode
-
     def launch(self, plan: Plan, ride: Ride | None) -> Flight:
         """Begin to compute a step; the one before has landed."""
 
@@ -68,6 +66,9 @@ class Runner(Protocol):
     def forget(self) -> None:
         """The model's tensors are about to move: what was made of their addresses is made again when needed."""
 
+    def give_way(self) -> None:
+        """A launch found no memory, and none is on its way: give back all memory of what can be made again."""
+
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         """An adapter was unloaded: its memory is wanted back when the requests that have it end."""
 
@@ -75,7 +76,6 @@ class Runner(Protocol):
 class CpuRunner:
     """Computes at once: what it launches has landed."""
 
-    takes_rides = True
     _WARM_UP_SECONDS = 0.5
     _WARM_UP_ROWS = (1, 1, 1, 4, 4, 16, 16, 64, 64)
 
@@ -109,6 +109,9 @@ class CpuRunner:
     def forget(self) -> None:
         self._decoder.forget_addresses()
 
+    def give_way(self) -> None:
+        pass
+
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         pass
 
@@ -127,6 +130,11 @@ class CpuRunner:
 def made_up(rows: int, blocks: Sequence[int]) -> Segment:
     """A prompt of so many tokens, as good as any to time a step with."""
     return Segment("prefill", [0] * rows, 0, blocks, sample=True)
+
+
+def takes_rides(decoder: Decoder) -> bool:
+    """Whether train tokens go along in steps: on a GPU it would cost a step its graph, which is worth more."""
+    return not on_gpu(decoder.embed)
 
 
 def make_runner(decoder: Decoder, cache: KVCache, *, rows: int, blocks: int, scratch: int) -> Runner:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _CPUS = Path("/sys/devices/system/cpu")
+_NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # of CUDA, HIP and Triton; of cuBLAS
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
@@ -72,6 +73,13 @@ def available_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     return 8 << 30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU had no memory for PyTorch, or for what it calls: the driver, a library, Triton."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(told in str(error) for told in _NO_MEMORY)
 
 
 def keep_freed_memory() -> None:

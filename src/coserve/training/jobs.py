@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from coserve.engine import Engine
-from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound
+from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
+from coserve.kernels.memory import is_out_of_memory
 from coserve.training.config import TrainingConfig
 from coserve.training.data import TrainSequence, encode_all, read_examples
 from coserve.training.passes import Machine
@@ -118,13 +119,16 @@ class TrainingJob:
             if self.spec.validation_file is not None:
                 valid = self._sequences(self.spec.validation_file, "validation_file")
             self._tell(JobEvent("status", status="queued"))
-            trainer = self._make_trainer(sequences, valid)
+            with self.engine.awake():
+                trainer = self._make_trainer(sequences, valid)
             with self._lock:
                 if self._ended:
                     return
                 trainer.paused = self._paused
                 self._trainer = trainer
             self.engine.attach(trainer)
+        except Unavailable:
+            return  # the engine ends; the job goes on when another one has its directory
         except Exception as error:
             self._fail(error)
 
@@ -229,6 +233,8 @@ class TrainingJob:
         return adapter, (metrics, archive)
 
     def _fail(self, error: Exception) -> None:
+        if is_out_of_memory(error):
+            error = OutOfMemory(_NO_MEMORY)
         if not isinstance(error, CoserveError):
             log.error("job %s failed", self.spec.id, exc_info=error)
             error = CoserveError("The job failed inside the server; its log says more.", code="internal_error")
@@ -244,6 +250,10 @@ class TrainingJob:
             return True
 
 
+_NO_MEMORY = (
+    "The GPU's memory does not suffice for this job. Lower its micro_batch_tokens or max_length, or the server's "
+    "kv_cache_tokens; or end what else uses the GPU."
+)
 _PUBLIC_NAMES = {"loss": "train_loss", "mean_token_accuracy": "train_mean_token_accuracy"}
 
 

@@ -109,6 +109,15 @@ class LayerPass(MicroBatchPass):
     def next_slice(self, seconds: float) -> Slice | None:
         return self._stages.next_slice(seconds)
 
+    def give_way(self) -> bool:
+        """Free what is kept of the forward, whose layers are computed again; of later ones half as much is kept. False
+        if there is nothing."""
+        kept = bool(self._graphs)
+        self._graphs.clear()
+        self._first_kept = len(self.m.decoder.layers)
+        self.w.kept_bytes //= 2
+        return kept
+
     # ---- stages -----------------------------------------------------------------------------------------------
 
     def _forward(self) -> Iterator[Stage]:

@@ -167,8 +167,13 @@ class Trainer:
             self._task = None
         return None
 
+    def give_way(self) -> bool:
+        return isinstance(self._task, LayerPass) and self._task.give_way()
+
     def failed(self, error: Exception) -> None:
         self.finished = True
+        self._task, self._tasks = None, iter(())
+        del self._workspace  # at once: serving may be in want of memory
         self._on_event(TrainingEvent("failed", self.progress.step, self.total_steps, error=error))
 
     def cancel(self) -> None:

@@ -47,6 +47,11 @@ class AdapterSlots:
         self._leaving &= self._slots.keys()
         return True
 
+    def forget(self) -> None:
+        """Nobody has a slot, and none takes memory."""
+        self._adapters, self._slots, self.stacks = [], {}, []
+        self._leaving.clear()
+
     def let_go(self, adapter: Adapter) -> None:
         """It is served to nobody new."""
         if id(adapter) in self._slots:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ class Mark(Protocol):
         """How long the GPU took from there to here; both were reached."""
 
 
+class Pool(Protocol):
+    """Memory that captured launches share, since one of them runs at a time. It is given back with the last of them."""
+
+    def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
+        """Record launches, whose kernels have run before, without running them -> one launch of all of them.
+
+        What that returns is there until any launch that was captured into this pool.
+        """
+
+
 class Card(Protocol):
     """A GPU, or in tests what stands in for one."""
 
@@ -31,14 +42,11 @@ class Card(Protocol):
     def mark(self) -> Mark:
         """A point in what is launched: behind all that was launched up to now."""
 
-    def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
-        """Record launches, whose kernels have run before, without running them -> one launch of all of them.
+    def pool(self) -> Pool:
+        """One with nothing in it."""
 
-        What that returns is there until any launch of this card's that was captured.
-        """
-
-    def forget(self) -> None:
-        """Some captured launches are gone for good; memory that they had to themselves may be given back."""
+    def give_back(self) -> None:
+        """Memory that was freed, and is kept for the next tensors."""
 
 
 class Cuda:
@@ -52,11 +60,6 @@ class Cuda:
         torch.cuda.set_device(device)
         torch.cuda.synchronize()  # what other streams have begun is there for the new one
         torch.cuda.set_stream(torch.cuda.Stream(priority=-1))
-        self.forget()
-
-    def forget(self) -> None:
-        # One pool for all graphs, since one runs at a time. It ends with the last of them, and takes none again.
-        self._pool = torch.cuda.graph_pool_handle()
 
     def host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, pin_memory=True)
@@ -64,10 +67,26 @@ class Cuda:
     def mark(self) -> _Event:
         return _Event()
 
+    def pool(self) -> GraphPool:
+        return GraphPool()
+
+    def give_back(self) -> None:
+        torch.cuda.empty_cache()
+
+
+class GraphPool:
+    """A pool of PyTorch's. One ends with the last of its graphs and takes none again: then another one begins."""
+
+    def __init__(self) -> None:
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
+        self._handle: Any = None
+
     def capture(self, launches: Callable[[], T]) -> Callable[[], T]:
         graph = torch.cuda.CUDAGraph()
+        if not self._graphs:
+            self._handle = torch.cuda.graph_pool_handle()
         # Not `torch.cuda.graph`, which waits for the GPU first. Other threads may go on using it.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        graph.capture_begin(pool=self._handle, capture_error_mode="thread_local")
         try:
             result = launches()
         except BaseException:
@@ -75,6 +94,7 @@ class Cuda:
                 graph.capture_end()
             raise
         graph.capture_end()
+        self._graphs.add(graph)
 
         def replay() -> T:
             graph.replay()

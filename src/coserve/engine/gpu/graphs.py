@@ -33,7 +33,10 @@ class Kind:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a step leaves on the GPU until the next one: logits [rows, vocab] and tokens int64 [rows]."""
+    """What a step leaves on the GPU until the next one: logits [rows, vocab] and tokens int64 [rows].
+
+    Of one memory for all steps: a graph's own would live as long as the graph, and there are hundreds.
+    """
 
     logits: Tensor
     tokens: Tensor
@@ -43,10 +46,17 @@ class DecodeGraphs:
     """Captured when first needed, which takes about as long as three steps."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, rows: DecodeRows, adapters: AdapterSlots):
-        self._decoder, self._cache, self._card, self._rows = decoder, cache, card, rows
+        self._decoder, self._cache, self._rows = decoder, cache, rows
         self._adapters = adapters
+        # Of those with adapters and of those without: the former are forgotten, and their memory with them.
+        self._pools = {adapted: card.pool() for adapted in (False, True)}
         self._captured: dict[Kind, Callable[[], Chosen]] = {}
-        self.sizes = batch_sizes(rows.tables.shape[0])
+        most, vocab = rows.tables.shape[0], decoder.config.vocab_size
+        self._left = Chosen(
+            torch.zeros(most, vocab, dtype=decoder.dtype, device=card.device),
+            torch.zeros(most, dtype=torch.int64, device=card.device),
+        )
+        self.sizes = batch_sizes(most)
 
     def kind(self, rows: int, context: int, *, filtered: bool, adapted: bool) -> Kind:
         """The smallest kind of step in which so many rows find room."""
@@ -56,7 +66,7 @@ class DecodeGraphs:
         """Have a graph for such a step; whether that took a capture."""
         if kind in self._captured:
             return False
-        self._captured[kind] = self._card.capture(lambda: self._step(kind))
+        self._captured[kind] = self._pools[kind.adapted].capture(lambda: self._step(kind))
         return True
 
     def run(self, kind: Kind) -> Chosen:
@@ -73,12 +83,10 @@ class DecodeGraphs:
     def forget(self) -> None:
         """The tensors that the graphs use are about to move."""
         self._captured.clear()
-        self._card.forget()
 
     def forget_adapted(self) -> None:
         """The adapters have moved. All rows become idle, and nobody may have one."""
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
-        self._card.forget()
         self._rows.rest()
         for size in one_of_each_tile(self.sizes):  # other ranks are other kernels, and so is gate and up's product
             self._step(Kind(size, _UNLIMITED, adapted=True))
@@ -89,8 +97,9 @@ class DecodeGraphs:
         decode.begin(rows, count)
         layout, adapters = rows.layout(count, kind.context), self._stacked(count) if kind.adapted else ()
         hidden = self._decoder.forward(rows.token_ids[:count], layout, self._cache, adapters)
-        logits = self._decoder.logits(hidden)
-        tokens = sample(
+        logits, tokens = self._left.logits[:count], self._left.tokens[:count]
+        logits.copy_(self._decoder.logits(hidden))
+        chosen = sample(
             logits,
             rows.floats(decode.TEMPERATURE, count),
             rows.inputs[decode.TOP_K, :count],
@@ -99,6 +108,7 @@ class DecodeGraphs:
             rows.floats(decode.UNIFORM, count),
             filtered=kind.filtered,
         )
+        tokens.copy_(chosen)
         decode.end(rows, tokens)
         return Chosen(logits, tokens)
 

@@ -31,8 +31,6 @@ _IN_FLIGHT = 4  # steps whose tokens may not have been read; two are in flight a
 class GpuRunner:
     """`scratch`: a block of the cache that belongs to nobody. `blocks`: of one sequence at most."""
 
-    takes_rides = False  # it would cost such a step its graph, which is worth more
-
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
         self._decoder, self._cache, self._card = decoder, cache, card
         decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
@@ -52,7 +50,11 @@ class GpuRunner:
         return self._only_decodes(plan) and not any(r.careful or needs_logits(r) for r, _ in plan.chosen)
 
     def launch_ahead(self, plan: Plan) -> Flight:
-        return self._replay(plan, self._seats.go_on)
+        try:
+            return self._replay(plan, self._seats.go_on)
+        except Exception:
+            self._seats.stand_up()  # they were told of a step that did not take place
+            raise
 
     @torch.inference_mode()
     def warm_up(self, blocks: Sequence[int], most_rows: int, observe: Observe) -> None:
@@ -68,6 +70,12 @@ class GpuRunner:
 
     def forget(self) -> None:
         self._graphs.forget()
+
+    def give_way(self) -> None:
+        self._seats.stand_up()  # they may have been told what the GPU was not
+        self._graphs.forget()
+        self._adapters.forget()
+        self._card.give_back()
 
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
         self._adapters.let_go(adapter)
@@ -155,7 +163,7 @@ def _sampled(request: ActiveRequest, token: int, logits: Tensor | None) -> Sampl
     if logits is None:
         request.careful = True
         return None
-    return sample_row(logits.float().cpu(), request)
+    return sample_row(logits.cpu().float(), request)
 
 
 def _filters(params: SamplingParams) -> bool:
