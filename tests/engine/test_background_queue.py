@@ -21,6 +21,7 @@ class Job:
         self.left, self.fails_at, self.error = slices, fails_at, error or RuntimeError("a bug")
         self.done = 0
         self.asked = 0
+        self.whole = False
         self.failure: Exception | None = None
 
     @property
@@ -30,8 +31,9 @@ class Job:
     def ride(self, max_rows: int) -> Ride | None:
         return Ride([], lambda layer, x: None, self._run)
 
-    def next_slice(self, seconds: float) -> Slice | None:
+    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
         self.asked += 1
+        self.whole = whole
         return None if self.finished else Slice("job", 1, SECOND, self._run)
 
     def _run(self) -> None:
@@ -89,3 +91,11 @@ def test_work_that_fails_is_told_and_leaves_and_the_next_one_runs(queue, error, 
     assert broken.failure is error and broken.done == 1
     assert healthy.finished
     assert ("background work failed" in caplog.text) == isinstance(error, RuntimeError)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_while_nobody_is_served_slices_are_whole_ones(queue, alone):
+    job = Job(2)
+    queue.add(job)
+    queue.run(0.5, at_least_one=True, alone=alone)
+    assert job.whole == alone

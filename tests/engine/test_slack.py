@@ -10,9 +10,9 @@ from coserve.engine.slack import SlackAccount
 SECONDS = st.floats(1e-4, 0.2)
 
 
-def simulate(factor: float, steps: list[float], smallest: float) -> list[float]:
+def simulate(factor: float, steps: list[float], smallest: float, *, saves: bool = True) -> list[float]:
     """Spend whatever is offered, at least the smallest slice; returns what each step was followed by."""
-    account, spent = SlackAccount(factor), []
+    account, spent = SlackAccount(factor, saves=saves), []
     for seconds in steps:
         budget = account.earn(seconds, smallest)
         use = budget if budget >= smallest else 0.0
@@ -21,16 +21,22 @@ def simulate(factor: float, steps: list[float], smallest: float) -> list[float]:
     return spent
 
 
-@given(st.floats(1.0, 3.0), st.lists(SECONDS, min_size=1, max_size=400), SECONDS)
-def test_training_never_takes_more_than_its_factor_on_average(factor, steps, smallest):
-    assert sum(simulate(factor, steps, smallest)) <= (factor - 1) * sum(steps) * (1 + 1e-9)
+@given(st.floats(1.0, 3.0), st.lists(SECONDS, min_size=1, max_size=400), SECONDS, st.booleans())
+def test_training_never_takes_more_than_its_factor_on_average(factor, steps, smallest, saves):
+    assert sum(simulate(factor, steps, smallest, saves=saves)) <= (factor - 1) * sum(steps) * (1 + 1e-9)
 
 
-@given(st.floats(1.02, 3.0), SECONDS, SECONDS)
-def test_training_is_never_starved(factor, step, smallest):
+@given(st.floats(1.02, 3.0), SECONDS, SECONDS, st.booleans())
+def test_training_is_never_starved(factor, step, smallest, saves):
     enough = int(3 * smallest / ((factor - 1) * step)) + 200
     if enough < 5000:
-        assert sum(simulate(factor, [step] * enough, smallest)) > 0
+        assert sum(simulate(factor, [step] * enough, smallest, saves=saves)) > 0
+
+
+@given(st.floats(1.01, 3.0), st.lists(SECONDS, min_size=1, max_size=400), SECONDS)
+def test_without_savings_no_step_is_followed_by_more_than_it_earned_or_the_smallest_slice(factor, steps, smallest):
+    for spent, step in zip(simulate(factor, steps, smallest, saves=False), steps, strict=True):
+        assert spent <= max((factor - 1) * step, smallest) * (1 + 1e-9)
 
 
 def test_steps_that_are_all_alike_grow_by_little_each():

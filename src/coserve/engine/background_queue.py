@@ -78,7 +78,7 @@ class BackgroundQueue:
 
     @property
     def depth(self) -> int:
-        """How many slices may be in flight."""
+        """How many slices may be in flight while nobody is served."""
         return self._clock.in_flight
 
     @property
@@ -88,7 +88,7 @@ class BackgroundQueue:
 
     @property
     def full(self) -> bool:
-        """Whether as many slices are in flight as may be: `run` would wait for the oldest."""
+        """Whether so many slices are in flight."""
         return self.in_flight >= self.depth
 
     def add(self, work: BackgroundWork) -> None:
@@ -120,16 +120,23 @@ class BackgroundQueue:
             self._smallest = self._seconds(piece) if piece is not None else None
         return self._smallest
 
-    def run(self, seconds: float, *, at_least_one: bool = False) -> float:
+    def fill(self, seconds: float, interrupted: Callable[[], bool] = lambda: False) -> float:
+        """Run slices, one after the other while they should fit, or until `interrupted`; returns what they took."""
+        took = 0.0
+        while (smallest := self.smallest()) is not None and took + smallest <= seconds and not interrupted():
+            took += self.run(seconds - took, at_least_one=True)
+        return took
+
+    def run(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
         """Run (on a GPU, launch) the next slice if it should fit into `seconds`; returns what it took, 0 if none ran.
 
-        Of one that is still in flight that is a prediction, put right in what later calls return. Waits for the oldest
-        slice if too many are in flight.
+        `alone`: nobody is served. Of a slice that is still in flight what it took is a prediction, put right in what
+        later calls return. Waits for the oldest slice if too many are in flight.
         """
         self._smallest = None
-        while self.full:
+        while self.in_flight >= (self.depth if alone else self._clock.behind_a_step):
             self._land()
-        piece = self._guard(lambda work: work.next_slice(seconds))
+        piece = self._guard(lambda work: work.next_slice(seconds, whole=alone))
         if piece is None:
             return 0.0
         predicted = self._seconds(piece)

@@ -27,9 +27,14 @@ class Timing(Protocol):
 
 
 class Clock(Protocol):
-    """Runs work and times it. `in_flight`: pieces of work that may be launched and not done at a time."""
+    """Runs work and times it.
+
+    Pieces of work that may be launched and not done at a time: `in_flight` where nobody is served, `behind_a_step`
+    where a step is on its way before them.
+    """
 
     in_flight: int
+    behind_a_step: int
 
     def time(self, run: Callable[[], object]) -> Timing: ...
 
@@ -51,7 +56,7 @@ class _Took:
 class CpuClock:
     """Work is done when the call returns."""
 
-    in_flight = 1
+    in_flight = behind_a_step = 1
 
     def time(self, run: Callable[[], object]) -> Timing:
         started = time.perf_counter()
@@ -80,11 +85,12 @@ class _Between:
 class GpuClock:
     """Work is launched on a stream and timed by events there.
 
-    `stream` None: the current one, whichever that is. Two pieces may be in flight: while one runs the next is launched.
-    `event` makes an event that keeps the time.
+    `stream` None: the current one, whichever that is. `event` makes an event that keeps the time. Alone two pieces are
+    in flight: while one runs the next is launched. Behind a step there may be more, so that nobody waits for the step
+    only to launch one of them.
     """
 
-    in_flight = 2
+    in_flight, behind_a_step = 2, 16
 
     def __init__(self, stream: torch.cuda.Stream | None = None, event: Callable[[], Any] | None = None):
         self.stream = stream

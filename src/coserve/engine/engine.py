@@ -102,7 +102,7 @@ class Engine:
             scratch=serving + training,
         )
         factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
-        self._slack = SlackAccount(factor)
+        self._slack = SlackAccount(factor, saves=not is_gpu(decoder.device))
         self._shared = False  # whether slices have run beside the step that is on its way
         self._protection = Protection(self.config, self._predictor)
         self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
@@ -419,7 +419,7 @@ class Engine:
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """The next step too, if it will be the same again, and nobody has come who should be in it."""
-        if not self._inbox.empty() or not self._runner.goes_ahead(flight.plan):
+        if self._somebody_came() or not self._runner.goes_ahead(flight.plan):
             return None
         now = time.perf_counter()
         plan = self.scheduler.plan_ahead(flight.plan, now)
@@ -609,11 +609,12 @@ class Engine:
         budget = self._slack.earn(whole, smallest)
         if self.scheduler.backlog or plan.short:
             return
-        while smallest is not None and budget >= smallest:
-            spent = self._run_slice(budget, at_least_one=True)
-            self._slack.spend(spent)
-            budget -= spent
-            smallest = self._background.smallest()
+        spent = self._background.fill(budget, self._somebody_came)
+        self._counters.training_seconds += spent
+        self._slack.spend(spent)
+
+    def _somebody_came(self) -> bool:
+        return not self._inbox.empty()
 
     def _run_beside(self, plan: Plan) -> None:
         """While a step is on its way: slices on a stream of their own, as long as they have not slowed steps too much.
@@ -646,10 +647,10 @@ class Engine:
         share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
         low, high = _IDLE_SLICE_LIMITS
         seconds = min(high, max(low, share * self._first_token_seconds / (self._background.depth - 0.5)))
-        return self._run_slice(seconds, at_least_one=True) > 0
+        return self._run_slice(seconds, at_least_one=True, alone=True) > 0
 
-    def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:
-        took = self._background.run(seconds, at_least_one=at_least_one)
+    def _run_slice(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
+        took = self._background.run(seconds, at_least_one=at_least_one, alone=alone)
         self._counters.training_seconds += took
         return took
 

@@ -8,19 +8,23 @@ from collections import deque
 class SlackAccount:
     """Under a factor `protect`, every second of inference earns `protect - 1` seconds of training.
 
-    So tokens are slowed by at most the factor on average. When it is spent matters too. A large slice does more in its
-    time than many small ones, but makes one token late. Some steps are slow of themselves, because a prompt is in them:
-    a cheap step with a slice behind it may take as long as those (times the factor) without making the slowest tokens
-    slower. Savings are kept for such a slice; where all steps are alike, for a step or two.
+    So tokens are slowed by at most the factor on average. When it is spent matters too. Where even small slices use
+    their time well, as on a GPU, it is spent at once: no step is followed by more than it has earned, unless the
+    smallest slice takes more; then several earn that together.
+
+    Elsewhere a large slice does more in its time than many small ones, but makes one token late. With `saves`: some
+    steps are slow of themselves, because a prompt is in them: a cheap step with a slice behind it may take as long as
+    those (times the factor) without making the slowest tokens slower. Savings are kept for such a slice; where all
+    steps are alike, for a step or two.
     """
 
-    KEEP_STEPS = 2.0
+    KEEP_STEPS = 2.0  # with `saves`, and beside steps
     WORTHWHILE = 0.75  # share of the largest harmless slice that is worth not waiting any longer
     SLOW, TYPICAL = 0.98, 0.5  # quantiles of the recent steps
     _WINDOW, _REFRESH = 512, 32  # steps
 
-    def __init__(self, factor: float):
-        self.factor = factor
+    def __init__(self, factor: float, *, saves: bool = True):
+        self.factor, self._saves = factor, saves
         self.balance = 0.0
         self._recent: deque[float] = deque(maxlen=self._WINDOW)
         self._steps = 0
@@ -32,12 +36,12 @@ class SlackAccount:
         earned = (self.factor - 1) * step_seconds
         if earned <= 0:
             return 0.0
-        harmless = self.factor * self._slow
+        keep, harmless = (self.KEEP_STEPS, self.factor * self._slow) if self._saves else (1.0, 0.0)
         target = max(smallest_slice, self.WORTHWHILE * (harmless - self._typical))
-        self.balance = min(self.balance + earned, max(self.KEEP_STEPS * earned, target + earned))
+        self.balance = min(self.balance + earned, max(keep * earned, target + earned))
         if self.balance < target:
             return 0.0
-        longest = max(self.KEEP_STEPS * earned, harmless - step_seconds, smallest_slice)
+        longest = max(keep * earned, harmless - step_seconds, smallest_slice)
         return self.balance if self.balance <= longest else (longest if longest >= target else 0.0)
 
     def share(self, alone: float, seconds: float) -> None:
