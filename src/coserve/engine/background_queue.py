@@ -3,12 +3,14 @@
 On a GPU a slice is launched and runs later. Where, is the queue's mode:
 
     "between"  on the stream of the engine's steps, between two of them: a step behind a slice waits for it
-    "beside"   on a stream of its own, of lower priority than the steps': both run at a time and share the chip
+    "beside"   on a stream of its own, of lower priority than the steps': both run at a time and share the chip; while
+               somebody is served, on one that is confined to some of the multiprocessors (`gpu/green.py`)
 
 Who may touch what, so that two streams never race:
 
-- A work's methods are called within its own stream; all that it makes is made, used and freed there. What was made
-  before it was attached is complete by then: a work waits for the device before it is handed over.
+- A work's methods are called within its own stream; all that it makes is made, used and freed there. Where there are
+  two, confined and not, each waits for the other when its turn comes, so that they are as one. What was made before
+  it was attached is complete by then: a work waits for the device before it is handed over.
 - Weights of the model are read by both streams and written by neither, while the engine runs.
 - A ride is computed by a step. So a step with a ride in it waits for the slices before it (`ride` makes the engine's
   stream wait), which may update the weights that the ride reads; slices behind it wait for the step (`rode`), which
@@ -62,11 +64,18 @@ class BackgroundQueue:
         self._owed = 0.0  # seconds that finished slices took more than `run` has said
 
     @classmethod
-    def on(cls, device: torch.device, estimator: Estimator, slices: Slices = "between") -> BackgroundQueue:
-        """The queue for work on a device."""
+    def on(
+        cls, device: torch.device, estimator: Estimator, slices: Slices = "between", multiprocessors: int = 0
+    ) -> BackgroundQueue:
+        """The queue for work on a device; beside steps on so many multiprocessors, 0: half of them."""
         if device.type == "cpu":
             return cls(estimator)
-        return cls(estimator, GpuClock(torch.cuda.Stream(device) if slices == "beside" else None))
+        if slices == "between":
+            return cls(estimator, GpuClock())
+        from coserve.engine.gpu.green import confined_stream
+
+        confined = confined_stream(device, multiprocessors)
+        return cls(estimator, GpuClock(torch.cuda.Stream(device), confined=confined))
 
     def __bool__(self) -> bool:
         return bool(self._works or self._flights)
@@ -136,6 +145,7 @@ class BackgroundQueue:
         self._smallest = None
         while self.in_flight >= (self.depth if alone else self._clock.behind_a_step):
             self._land()
+        self._clock.turn(alone=alone)
         piece = self._guard(lambda work: work.next_slice(seconds, whole=alone))
         if piece is None:
             return 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import queue
 import threading
 import time
@@ -109,7 +108,7 @@ class Engine:
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background = BackgroundQueue.on(decoder.device, self.estimator, self.config.slices)
+        self._background = self._new_queue(self.config.slices)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()
@@ -301,9 +300,12 @@ class Engine:
             self._background.wait()
             if self._background.smallest() is not None or self._background:
                 raise InvalidRequest("slices can be placed elsewhere only while no job runs.", param="slices")
-            self._background = BackgroundQueue.on(self.decoder.device, self.estimator, slices)
+            self._background = self._new_queue(slices)
 
         self._between_steps(place)
+
+    def _new_queue(self, slices: Slices) -> BackgroundQueue:
+        return BackgroundQueue.on(self.device, self.estimator, slices, self.config.beside_multiprocessors)
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something short on the engine's thread, between two steps."""
@@ -627,13 +629,14 @@ class Engine:
         self._shared = self._shared or queue.in_flight > 0  # from when nobody was served
         if self._stopping or self.scheduler.backlog or plan.short:
             return
+        whole = plan.alone + plan.grown
         if self.config.protect == "goals":
-            left = 0.9 * self._allowance(plan, plan.alone + plan.grown)  # slices slow it by what they take, at most
+            left = 0.9 * self._allowance(plan, whole)  # slices slow it by what they take, at most
             while left > 0 and not queue.full and (took := self._run_slice(left)):
                 left -= took
         elif self._slack.factor > 1:
-            while self._slack.balance >= 0 and not queue.full and self._run_slice(math.inf, at_least_one=True):
-                pass
+            while self._slack.balance >= 0 and not queue.full and self._run_slice(whole, at_least_one=True):
+                pass  # none longer than the step, so that they end when it has become too slow
         self._shared = self._shared or queue.in_flight > 0
 
     def _run_idle_slice(self) -> bool:
