@@ -164,7 +164,8 @@ def test_how_much_is_kept_is_decided_when_a_pass_begins(case, monkeypatch):  # n
     assert work._first_kept == 0 and workspace.kept_bytes > 0
 
 
-def test_what_a_graph_keeps_is_what_is_counted(case):  # noqa: F811
+@pytest.mark.parametrize("seconds", [math.inf, 0.0])
+def test_what_a_graph_keeps_is_what_is_counted(case, seconds):  # noqa: F811
     """Bytes of the distinct tensors that autograd saves in a layer, against the formula that the budget goes by."""
     decoder, adapter, batch, _, _ = case
     rows, seen, weights = sum(len(s.tokens) for s in batch), {}, set()
@@ -187,9 +188,17 @@ def test_what_a_graph_keeps_is_what_is_counted(case):  # noqa: F811
         adapter=lambda row: adapter.layers(None, row),
         scale=1.0,
     )
-    work.next_slice(math.inf).run()
+
+    def run(layer: int) -> None:
+        while True:
+            piece = work.next_slice(seconds)
+            if len(work._graphs.get(layer, ())) == (1 if seconds else len(batch)):
+                return
+            piece.run()
+
+    run(0)
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-        work.next_slice(math.inf).run()
+        run(1)
     own = work.w.inputs[1].untyped_storage().data_ptr()
     kept = sum(size for pointer, (size, _) in seen.items() if pointer != own) / rows
     counted = kept_bytes_per_row(decoder.config, 4)
