@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,9 +35,20 @@ def test_training_is_never_starved(factor, step, smallest, saves):
 
 
 @given(st.floats(1.01, 3.0), st.lists(SECONDS, min_size=1, max_size=400), SECONDS)
-def test_without_savings_no_step_is_followed_by_more_than_it_earned_or_the_smallest_slice(factor, steps, smallest):
+def test_at_once_no_step_is_followed_by_more_than_twice_what_it_earned_or_the_smallest_slice(factor, steps, smallest):
     for spent, step in zip(simulate(factor, steps, smallest, saves=False), steps, strict=True):
-        assert spent <= max((factor - 1) * step, smallest) * (1 + 1e-9)
+        assert spent <= max(2 * (factor - 1) * step, smallest) * (1 + 1e-9)
+
+
+def test_at_once_what_could_not_be_spent_is_spent_behind_slow_steps_alone():
+    account, cheap, slow = SlackAccount(1.10, saves=False), 0.005, 0.040
+    for _ in range(40):
+        account.earn(cheap, 0.0001)
+        account.earn(slow, 0.0001)  # nobody spends: requests wait
+    for _ in range(100):
+        assert account.earn(cheap, 0.0001) == pytest.approx(0.1 * cheap)
+        account.spend(0.1 * cheap)
+    assert account.earn(slow, 0.0001) == pytest.approx(0.2 * slow)
 
 
 def test_steps_that_are_all_alike_grow_by_little_each():
