@@ -21,7 +21,6 @@ class Job:
         self.left, self.fails_at, self.error = slices, fails_at, error or RuntimeError("a bug")
         self.done = 0
         self.asked = 0
-        self.whole = False
         self.failure: Exception | None = None
         self.kept = 0  # what it can do without, so many times
 
@@ -32,9 +31,8 @@ class Job:
     def ride(self, max_rows: int) -> Ride | None:
         return Ride([], lambda layer, x: None, self._run)
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
+    def next_slice(self, seconds: float) -> Slice | None:
         self.asked += 1
-        self.whole = whole
         return None if self.finished else Slice("job", 1, SECOND, self._run)
 
     def _run(self) -> None:
@@ -110,11 +108,3 @@ def test_the_first_work_gives_way_and_then_fails(queue):
     assert queue.end_first(told) and first.failure is told and second.failure is None
     queue.run(1.0, at_least_one=True)
     assert second.finished and not queue.end_first(told)
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_while_nobody_is_served_slices_are_whole_ones(queue, alone):
-    job = Job(2)
-    queue.add(job)
-    queue.run(0.5, at_least_one=True, alone=alone)
-    assert job.whole == alone

@@ -58,7 +58,7 @@ class Job:
     def ride(self, max_rows: int) -> None:
         return None
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice:
+    def next_slice(self, seconds: float) -> Slice:
         return Slice("job", 1, Work(0, 1e6), self._run)
 
     def _run(self) -> None:

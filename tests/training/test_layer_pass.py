@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable
 
 import pytest
 import torch
 
-from coserve.models.decoder import Decoder
 from coserve.training.config import LoraConfig
 from coserve.training.layer_pass import Activations, LayerPass, kept_bytes_per_row
 from coserve.training.lora import LoraAdapter
 from coserve.training.microbatch import MicroBatch
 from coserve.training.packs import attend, pack
-from coserve.training.trainer import full_parameters
-from tests.tiny import tiny_checkpoint
-from tests.training.test_gradients import assert_same_gradients, case, machine_for, sequences  # noqa: F401 (case: a fixture)
+from tests.training.test_gradients import assert_same_gradients, case, machine_for  # noqa: F401 (case: a fixture)
 
 ALL, NONE = 1 << 30, 0
 
 
-def run_layers(
-    decoder, adapter, batch, *, kept_bytes: int, seconds: float | Iterable[float], key: str | None = None
-) -> LayerPass:
-    """`seconds`: for each slice, or for one after the other."""
+def run_layers(decoder, adapter, batch, *, kept_bytes: int, seconds: float, key: str | None = None) -> LayerPass:
     micro = MicroBatch.of(sorted(batch, key=lambda s: len(s.tokens)), None)
     work = LayerPass(
         machine_for(decoder),
@@ -35,17 +27,9 @@ def run_layers(
         scale=1 / sum(s.targets for s in batch),
     )
     assert work.ride(100) is None
-    slack = itertools.repeat(seconds) if isinstance(seconds, float) else iter(seconds)
-    while (piece := work.next_slice(next(slack))) is not None:
+    while (piece := work.next_slice(seconds)) is not None:
         piece.run()
     return work
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """Sequences of a test are cut as much longer ones are."""
-    for name, rows in (("_MOST_ROWS", 8), ("_LEAST_ROWS", 3), ("_UNCUT_ROWS", 4)):
-        monkeypatch.setattr(f"coserve.training.parts.{name}", rows)
 
 
 def one_layer(decoder, batch) -> int:
@@ -64,75 +48,6 @@ def test_gradients_and_loss_equal_pefts(case, kept, seconds):  # noqa: F811
     work = run_layers(decoder, adapter, batch, kept_bytes=kept_bytes, seconds=seconds)
     assert abs(work.loss_sum * work.scale - wanted_loss) < 1e-4 * wanted_loss
     assert_same_gradients(adapter.parameters.grads, wanted)
-
-
-@pytest.mark.parametrize("kept", ["all", "one", "none"])
-@pytest.mark.parametrize("switched", [None, 12])
-def test_gradients_are_the_same_however_small_the_parts(case, kept, switched, small_parts):  # noqa: F811
-    """`switched`: so many slices of one kind, large or small, then the others: graphs of both kinds go either way."""
-    decoder, adapter, batch, wanted_loss, wanted = case
-    kept_bytes = {"all": ALL, "one": one_layer(decoder, batch), "none": NONE}[kept]
-    orders = [itertools.repeat(0.0)]
-    if switched is not None:
-        orders = [
-            itertools.chain([math.inf] * switched, itertools.repeat(0.0)),
-            itertools.chain([0.0] * switched, itertools.repeat(math.inf)),
-            itertools.cycle([0.0] * switched + [math.inf] * 3),
-        ]
-    for seconds in orders:
-        for grad in adapter.parameters.grads.values():
-            grad.zero_()
-        work = run_layers(decoder, adapter, batch, kept_bytes=kept_bytes, seconds=seconds)
-        assert abs(work.loss_sum * work.scale - wanted_loss) < 1e-4 * wanted_loss
-        assert_same_gradients(adapter.parameters.grads, wanted)
-
-
-@pytest.mark.parametrize("targets", [("q_proj",), ("down_proj",), ("o_proj", "up_proj")])
-def test_parts_of_a_first_layer_of_which_little_is_trained(tmp_path, targets, small_parts):
-    """There its input asks for no gradient, nor do q, k and v unless they have adapters."""
-    decoder = Decoder.from_directory(tiny_checkpoint(tmp_path, "qwen3"), dtype=torch.float32)
-    batch, gradients = sequences(decoder.config.vocab_size), []
-    for seconds in (math.inf, 0.0):
-        config = LoraConfig(r=4, lora_alpha=8, target_modules=targets)
-        adapter = LoraAdapter(decoder.config, config, dtype=torch.float32, weight_decay=0.0, seed=1)
-        run_layers(decoder, adapter, batch, kept_bytes=ALL, seconds=seconds)
-        gradients.append({name: grad for name, grad in adapter.parameters.grads.items() if name.endswith(".b")})
-    assert_same_gradients(*gradients)
-
-
-@pytest.mark.parametrize("kept_bytes", [ALL, NONE])
-def test_all_weights_are_trained_in_parts_as_in_one_piece(tmp_path, kept_bytes, small_parts):
-    decoder = Decoder.from_directory(tiny_checkpoint(tmp_path, "qwen2"), dtype=torch.float32)
-    batch, parameters, gradients = sequences(decoder.config.vocab_size), full_parameters(decoder, 0.0), []
-    for seconds in (math.inf, 0.0):
-        run_layers(decoder, None, batch, kept_bytes=kept_bytes, seconds=seconds)
-        gradients.append({name: grad.clone() for name, grad in parameters.grads.items()})
-        for grad in parameters.grads.values():
-            grad.zero_()
-    assert_same_gradients(*reversed(gradients))
-
-
-def kinds_of(work: LayerPass, seconds: float, *, whole: bool) -> list[str]:
-    kinds = []
-    while (piece := work.next_slice(seconds, whole=whole)) is not None:
-        piece.run()
-        kinds.append(piece.kind)
-    return kinds
-
-
-def test_where_nobody_waits_nothing_is_cut_into_parts(case):  # noqa: F811
-    decoder, adapter, batch, _, _ = case
-    micro = MicroBatch.of(batch, None)
-
-    def kinds(whole: bool) -> set[str]:
-        workspace = Activations(decoder, micro.rows, one_layer(decoder, batch))
-        adapted = lambda row: adapter.layers(None, row)  # noqa: E731
-        work = LayerPass(machine_for(decoder), micro, workspace, adapter=adapted, scale=1.0)
-        return set(kinds_of(work, 0.0, whole=whole))
-
-    assert kinds(whole=True) == {"train-layer", "train-head", "train-backward", "train-recompute"}
-    forward, backward = {"project", "attend", "finish"}, {"unfinish", "unattend", "unproject"}
-    assert kinds(whole=False) == {f"train-{name}" for name in {"head", "refinish"} | forward | backward}
 
 
 def test_as_many_layers_are_kept_as_there_is_memory_for(case):  # noqa: F811
@@ -194,8 +109,7 @@ def test_how_much_is_kept_is_decided_when_a_pass_begins(case, monkeypatch):  # n
     assert work._first_kept == 0 and workspace.kept_bytes > 0
 
 
-@pytest.mark.parametrize("seconds", [math.inf, 0.0])
-def test_what_a_graph_keeps_is_what_is_counted(case, seconds):  # noqa: F811
+def test_what_a_graph_keeps_is_what_is_counted(case):  # noqa: F811
     """Bytes of the distinct tensors that autograd saves in a layer, against the formula that the budget goes by."""
     decoder, adapter, batch, _, _ = case
     rows, seen, weights = sum(len(s.tokens) for s in batch), {}, set()
@@ -218,17 +132,9 @@ def test_what_a_graph_keeps_is_what_is_counted(case, seconds):  # noqa: F811
         adapter=lambda row: adapter.layers(None, row),
         scale=1.0,
     )
-
-    def run(layer: int) -> None:
-        while True:
-            piece = work.next_slice(seconds)
-            if len(work._graphs.get(layer, ())) == (1 if seconds else len(batch)):
-                return
-            piece.run()
-
-    run(0)
+    work.next_slice(math.inf).run()
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
-        run(1)
+        work.next_slice(math.inf).run()
     own = work.w.inputs[1].untyped_storage().data_ptr()
     kept = sum(size for pointer, (size, _) in seen.items() if pointer != own) / rows
     counted = kept_bytes_per_row(decoder.config, 4)

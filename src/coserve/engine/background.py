@@ -32,11 +32,8 @@ class BackgroundWork(Protocol):
     def ride(self, max_rows: int) -> Ride | None:
         """At most `max_rows` tokens that could go along in the next batch now; None if there are none."""
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
-        """The largest next slice that should fit into `seconds`, or the smallest; None if there is none now.
-
-        `whole`: the smallest that does not take longer for being so small. Nobody is served who would wait for it.
-        """
+    def next_slice(self, seconds: float) -> Slice | None:
+        """The largest next slice that should fit into `seconds`, or the smallest; None if there is none now."""
 
     def give_way(self) -> bool:
         """A step found no memory: free what can be computed again. False if there is nothing of that kind."""

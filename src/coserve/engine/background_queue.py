@@ -3,14 +3,12 @@
 On a GPU a slice is launched and runs later. Where, is the queue's mode:
 
     "between"  on the stream of the engine's steps, between two of them: a step behind a slice waits for it
-    "beside"   on a stream of its own, of lower priority than the steps': both run at a time and share the chip; while
-               somebody is served, on one that is confined to some of the multiprocessors (`gpu/green.py`)
+    "beside"   on a stream of its own, of lower priority than the steps': both run at a time and share the chip
 
 Who may touch what, so that two streams never race:
 
-- A work's methods are called within its own stream; all that it makes is made, used and freed there. Where there are
-  two, confined and not, each waits for the other when its turn comes, so that they are as one. What was made before
-  it was attached is complete by then: a work waits for the device before it is handed over.
+- A work's methods are called within its own stream; all that it makes is made, used and freed there. What was made
+  before it was attached is complete by then: a work waits for the device before it is handed over.
 - Weights of the model are read by both streams and written by neither, while the engine runs.
 - A ride is computed by a step. So a step with a ride in it waits for the slices before it (`ride` makes the engine's
   stream wait), which may update the weights that the ride reads; slices behind it wait for the step (`rode`), which
@@ -64,18 +62,11 @@ class BackgroundQueue:
         self._owed = 0.0  # seconds that finished slices took more than `run` has said
 
     @classmethod
-    def on(
-        cls, device: torch.device, estimator: Estimator, slices: Slices = "between", multiprocessors: int = 0
-    ) -> BackgroundQueue:
-        """The queue for work on a device; beside steps on so many multiprocessors, 0: half of them."""
+    def on(cls, device: torch.device, estimator: Estimator, slices: Slices = "between") -> BackgroundQueue:
+        """The queue for work on a device."""
         if device.type == "cpu":
             return cls(estimator)
-        if slices == "between":
-            return cls(estimator, GpuClock())
-        from coserve.engine.gpu.green import confined_stream
-
-        confined = confined_stream(device, multiprocessors)
-        return cls(estimator, GpuClock(torch.cuda.Stream(device), confined=confined))
+        return cls(estimator, GpuClock(torch.cuda.Stream(device) if slices == "beside" else None))
 
     def __bool__(self) -> bool:
         return bool(self._works or self._flights)
@@ -87,7 +78,7 @@ class BackgroundQueue:
 
     @property
     def depth(self) -> int:
-        """How many slices may be in flight while nobody is served."""
+        """How many slices may be in flight."""
         return self._clock.in_flight
 
     @property
@@ -97,7 +88,7 @@ class BackgroundQueue:
 
     @property
     def full(self) -> bool:
-        """Whether so many slices are in flight."""
+        """Whether as many slices are in flight as may be: `run` would wait for the oldest."""
         return self.in_flight >= self.depth
 
     def add(self, work: BackgroundWork) -> None:
@@ -129,24 +120,16 @@ class BackgroundQueue:
             self._smallest = self._seconds(piece) if piece is not None else None
         return self._smallest
 
-    def fill(self, seconds: float, interrupted: Callable[[], bool] = lambda: False) -> float:
-        """Run slices, one after the other while they should fit, or until `interrupted`; returns what they took."""
-        took = 0.0
-        while (smallest := self.smallest()) is not None and took + smallest <= seconds and not interrupted():
-            took += self.run(seconds - took, at_least_one=True)
-        return took
-
-    def run(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
+    def run(self, seconds: float, *, at_least_one: bool = False) -> float:
         """Run (on a GPU, launch) the next slice if it should fit into `seconds`; returns what it took, 0 if none ran.
 
-        `alone`: nobody is served. Of a slice that is still in flight what it took is a prediction, put right in what
-        later calls return. Waits for the oldest slice if too many are in flight.
+        Of one that is still in flight that is a prediction, put right in what later calls return. Waits for the oldest
+        slice if too many are in flight.
         """
         self._smallest = None
-        while self.in_flight >= (self.depth if alone else self._clock.behind_a_step):
+        while self.full:
             self._land()
-        self._clock.turn(alone=alone)
-        piece = self._guard(lambda work: work.next_slice(seconds, whole=alone))
+        piece = self._guard(lambda work: work.next_slice(seconds))
         if piece is None:
             return 0.0
         predicted = self._seconds(piece)

@@ -27,22 +27,14 @@ class Timing(Protocol):
 
 
 class Clock(Protocol):
-    """Runs work and times it.
-
-    Pieces of work that may be launched and not done at a time: `in_flight` where nobody is served, `behind_a_step`
-    where a step is on its way before them.
-    """
+    """Runs work and times it. `in_flight`: pieces of work that may be launched and not done at a time."""
 
     in_flight: int
-    behind_a_step: int
 
     def time(self, run: Callable[[], object]) -> Timing: ...
 
     def place(self) -> AbstractContextManager[object]:
         """Where the work is launched: within this, PyTorch's current stream is the clock's."""
-
-    def turn(self, *, alone: bool) -> None:
-        """What is launched from now on has the device to itself, or steps beside it."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class _Took:
 class CpuClock:
     """Work is done when the call returns."""
 
-    in_flight = behind_a_step = 1
+    in_flight = 1
 
     def time(self, run: Callable[[], object]) -> Timing:
         started = time.perf_counter()
@@ -68,9 +60,6 @@ class CpuClock:
 
     def place(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext()
-
-    def turn(self, *, alone: bool) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -91,23 +80,14 @@ class _Between:
 class GpuClock:
     """Work is launched on a stream and timed by events there.
 
-    `stream` None: the current one, whichever that is. `confined` is for while there are steps beside the work; each of
-    the two waits for the other when it is its turn. `event` makes an event that keeps the time. Alone two pieces are
-    in flight: while one runs the next is launched. Behind a step there may be more, so that nobody waits for the step
-    only to launch one of them.
+    `stream` None: the current one, whichever that is. Two pieces may be in flight: while one runs the next is launched.
+    `event` makes an event that keeps the time.
     """
 
-    in_flight, behind_a_step = 2, 16
+    in_flight = 2
 
-    def __init__(
-        self,
-        stream: torch.cuda.Stream | None = None,
-        event: Callable[[], Any] | None = None,
-        *,
-        confined: torch.cuda.Stream | None = None,
-    ):
-        self.stream = self._whole = stream
-        self._confined = confined or stream
+    def __init__(self, stream: torch.cuda.Stream | None = None, event: Callable[[], Any] | None = None):
+        self.stream = stream
         self._event = event or (lambda: torch.cuda.Event(enable_timing=True))
 
     def time(self, run: Callable[[], object]) -> Timing:
@@ -119,11 +99,6 @@ class GpuClock:
 
     def place(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
-
-    def turn(self, *, alone: bool) -> None:
-        before, self.stream = self.stream, self._whole if alone else self._confined
-        if self.stream is not None and before is not None and self.stream is not before:
-            self.stream.wait_stream(before)
 
 
 class Readback:

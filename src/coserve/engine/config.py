@@ -29,7 +29,6 @@ class EngineConfig:
     aging_seconds: float = 30.0  # a priority passed over for so long rises by one
     train_tokens: int = 4096  # the largest micro-batch that background work may hold
     slices: Slices = "between"  # on a GPU, slices of background work run between two steps, or beside them
-    beside_multiprocessors: int = 0  # of a GPU, for slices beside steps; 0: half of them
 
     def __post_init__(self) -> None:
         if self.protect != "goals" and not (isinstance(self.protect, (int, float)) and self.protect >= 1):
@@ -37,13 +36,7 @@ class EngineConfig:
                 f"protect is {self.protect!r}; it must be a factor of at least 1 (say 1.10), or 'goals'.",
                 param="protect",
             )
-        for name, least in (
-            ("max_num_seqs", 1),
-            ("max_batch_tokens", 0),
-            ("max_waiting", 1),
-            ("train_tokens", 1),
-            ("beside_multiprocessors", 0),
-        ):
+        for name, least in (("max_num_seqs", 1), ("max_batch_tokens", 0), ("max_waiting", 1), ("train_tokens", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least {least}.", param=name)
         if self.slices not in ("between", "beside"):

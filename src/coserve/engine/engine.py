@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -111,7 +112,7 @@ class Engine:
             scratch=serving + training,
         )
         factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
-        self._slack = SlackAccount(factor, saves=not is_gpu(decoder.device))
+        self._slack = SlackAccount(factor)
         self._shared = False  # whether slices have run beside the step that is on its way
         self._protection = Protection(self.config, self._predictor)
         self._shortage = Shortage(self.config.max_batch_tokens)
@@ -119,7 +120,7 @@ class Engine:
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background = self._new_queue(self.config.slices)
+        self._background = BackgroundQueue.on(decoder.device, self.estimator, self.config.slices)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()
@@ -312,12 +313,9 @@ class Engine:
             self._background.wait()
             if self._background.smallest() is not None or self._background:
                 raise InvalidRequest("slices can be placed elsewhere only while no job runs.", param="slices")
-            self._background = self._new_queue(slices)
+            self._background = BackgroundQueue.on(self.decoder.device, self.estimator, slices)
 
         self._between_steps(place)
-
-    def _new_queue(self, slices: Slices) -> BackgroundQueue:
-        return BackgroundQueue.on(self.device, self.estimator, slices, self.config.beside_multiprocessors)
 
     def call(self, function: Callable[[], None]) -> None:
         """Run something short on the engine's thread, between two steps."""
@@ -456,7 +454,7 @@ class Engine:
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """The next step too, if it will be the same again, and nobody has come who should be in it."""
-        if self._somebody_came() or not self._runner.goes_ahead(flight.plan):
+        if not self._inbox.empty() or not self._runner.goes_ahead(flight.plan):
             return None
         now = time.perf_counter()
         plan = self.scheduler.plan_ahead(flight.plan, now)
@@ -676,12 +674,11 @@ class Engine:
         budget = self._slack.earn(whole, smallest)
         if self.scheduler.backlog or plan.short:
             return
-        spent = self._background.fill(budget, self._somebody_came)
-        self._counters.training_seconds += spent
-        self._slack.spend(spent)
-
-    def _somebody_came(self) -> bool:
-        return not self._inbox.empty()
+        while smallest is not None and budget >= smallest:
+            spent = self._run_slice(budget, at_least_one=True)
+            self._slack.spend(spent)
+            budget -= spent
+            smallest = self._background.smallest()
 
     def _run_beside(self, plan: Plan) -> None:
         """While a step is on its way: slices on a stream of their own, as long as they have not slowed steps too much.
@@ -694,14 +691,13 @@ class Engine:
         self._shared = self._shared or queue.in_flight > 0  # from when nobody was served
         if self._stopping or self.scheduler.backlog or plan.short:
             return
-        whole = plan.alone + plan.grown
         if self.config.protect == "goals":
-            left = 0.9 * self._allowance(plan, whole)  # slices slow it by what they take, at most
+            left = 0.9 * self._allowance(plan, plan.alone + plan.grown)  # slices slow it by what they take, at most
             while left > 0 and not queue.full and (took := self._run_slice(left)):
                 left -= took
         elif self._slack.factor > 1:
-            while self._slack.balance >= 0 and not queue.full and self._run_slice(whole, at_least_one=True):
-                pass  # none longer than the step, so that they end when it has become too slow
+            while self._slack.balance >= 0 and not queue.full and self._run_slice(math.inf, at_least_one=True):
+                pass
         self._shared = self._shared or queue.in_flight > 0
 
     def _run_idle_slice(self) -> bool:
@@ -715,10 +711,10 @@ class Engine:
         share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
         low, high = _IDLE_SLICE_LIMITS
         seconds = min(high, max(low, share * self._first_token_seconds / (self._background.depth - 0.5)))
-        return self._run_slice(seconds, at_least_one=True, alone=True) > 0
+        return self._run_slice(seconds, at_least_one=True) > 0
 
-    def _run_slice(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
-        took = self._background.run(seconds, at_least_one=at_least_one, alone=alone)
+    def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:
+        took = self._background.run(seconds, at_least_one=at_least_one)
         self._counters.training_seconds += took
         return took
 

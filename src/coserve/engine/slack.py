@@ -8,16 +8,9 @@ from collections import deque
 class SlackAccount:
     """Under a factor `protect`, every second of inference earns `protect - 1` seconds of training.
 
-    So tokens are slowed by at most the factor on average. When it is spent matters too. Some steps are slow of
-    themselves, because a prompt is in them. Two ways to spend:
-
-    At once, where even small slices use their time well, as on a GPU. No step is followed by more than it has earned,
-    so that half of the tokens, too, are slowed by no more than the factor. What could not be spent, since a request
-    came, is spent behind slow steps: up to twice what they have earned, and with a typical step no longer than they
-    were. A smallest slice that takes more than a step earns is earned by several.
-
-    With `saves`, where a large slice does more in its time than many small ones, but makes one token late. A cheap step
-    with a slice behind it may take as long as the slow ones (times the factor) without making the slowest tokens
+    So tokens are slowed by at most the factor on average. When it is spent matters too. A large slice does more in its
+    time than many small ones, but makes one token late. Some steps are slow of themselves, because a prompt is in them:
+    a cheap step with a slice behind it may take as long as those (times the factor) without making the slowest tokens
     slower. Savings are kept for such a slice; where all steps are alike, for a step or two.
     """
 
@@ -26,8 +19,8 @@ class SlackAccount:
     SLOW, TYPICAL = 0.98, 0.5  # quantiles of the recent steps
     _WINDOW, _REFRESH = 512, 32  # steps
 
-    def __init__(self, factor: float, *, saves: bool = True):
-        self.factor, self._saves = factor, saves
+    def __init__(self, factor: float):
+        self.factor = factor
         self.balance = 0.0
         self._recent: deque[float] = deque(maxlen=self._WINDOW)
         self._steps = 0
@@ -39,19 +32,6 @@ class SlackAccount:
         earned = (self.factor - 1) * step_seconds
         if earned <= 0:
             return 0.0
-        if self._saves:
-            return self._saved_up(step_seconds, earned, smallest_slice)
-        return self._at_once(step_seconds, earned, smallest_slice)
-
-    def _at_once(self, step_seconds: float, earned: float, smallest_slice: float) -> float:
-        kept = max(self.KEEP_STEPS * (self.factor - 1) * self._slow, smallest_slice)
-        self.balance = min(self.balance + earned, kept + earned)
-        if self.balance < smallest_slice:
-            return 0.0
-        longest = max(earned, min(self.KEEP_STEPS * earned, step_seconds - self._typical), smallest_slice)
-        return min(self.balance, longest)
-
-    def _saved_up(self, step_seconds: float, earned: float, smallest_slice: float) -> float:
         harmless = self.factor * self._slow
         target = max(smallest_slice, self.WORTHWHILE * (harmless - self._typical))
         self.balance = min(self.balance + earned, max(self.KEEP_STEPS * earned, target + earned))

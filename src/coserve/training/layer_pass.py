@@ -1,9 +1,7 @@
-"""One micro-batch's forward and backward on a GPU: a slice is a layer of whole sequences, or a part of that.
+"""One micro-batch's forward and backward on a GPU: a slice is a layer of whole sequences.
 
 A GPU wants thousands of rows at once, and launches cost a CPU time: so a layer goes through PyTorch's products and
-fused attention in one piece, cut between sequences where the slack demands it, and nothing rides. A sequence for which
-there is not the time either goes through the layer in parts (`parts.py`). Where it went forward as a whole, and there
-is not the time for its backward, it is computed again, in parts.
+fused attention in one piece, cut between sequences where the slack demands it, and nothing rides.
 
 **What a step costs.** With N the elements of the matrices, a token's forward takes 2N FLOPs, and its backward 2N for
 an adapter (gradients of inputs alone; those of its own small matrices are about r / width of it) or 4N for all weights.
@@ -16,7 +14,6 @@ none is; 6N and 7.5N for all weights.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +29,6 @@ from coserve.models.decoder import Decoder, DecoderLayer
 from coserve.roofline import Work
 from coserve.training.microbatch import MicroBatch
 from coserve.training.packs import Pack, attend, moved, pack
-from coserve.training.parts import SequenceParts
 from coserve.training.passes import AdapterLayers, LayerInputs, Machine, MicroBatchPass, grad_of
 from coserve.training.stages import Stage, Stages
 
@@ -71,10 +67,8 @@ def kept_bytes_per_row(config: ModelConfig, itemsize: int) -> int:
 
 @dataclass(frozen=True)
 class _Graph:
-    """The graph of sequences [sequence, end), in rows [first, last), from a layer's input to its output."""
+    """The graph from rows [first, last) of a layer's input to its output."""
 
-    sequence: int
-    end: int
     first: int
     last: int
     x: Tensor
@@ -86,7 +80,6 @@ class LayerPass(MicroBatchPass):
 
     w: Activations
     head_rows = 1024
-    least_head_rows = 128  # fewer take as long: that of reading the matrix
 
     def __init__(
         self,
@@ -103,7 +96,7 @@ class LayerPass(MicroBatchPass):
         positions = moved(torch.cat([torch.arange(length) for length in lengths]), machine.device)
         self._cos, self._sin = rope[0][positions], rope[1][positions]
         self._packs: dict[tuple[int, int], list[Pack]] = {}
-        self._graphs: dict[int, list[_Graph | SequenceParts]] = {}
+        self._graphs: dict[int, list[_Graph]] = {}
         layers = len(machine.decoder.layers)
         one = micro.rows * kept_bytes_per_row(machine.decoder.config, machine.decoder.dtype.itemsize)
         # The last ones: theirs are the first to be freed.
@@ -113,8 +106,8 @@ class LayerPass(MicroBatchPass):
     def ride(self, max_rows: int) -> Ride | None:
         return None
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
-        return self._stages.next_slice(seconds, whole=whole)
+    def next_slice(self, seconds: float) -> Slice | None:
+        return self._stages.next_slice(seconds)
 
     def give_way(self) -> bool:
         """Free what is kept of the forward, whose layers are computed again; of later ones half as much is kept. False
@@ -128,25 +121,29 @@ class LayerPass(MicroBatchPass):
     # ---- stages -----------------------------------------------------------------------------------------------
 
     def _forward(self) -> Iterator[Stage]:
-        tokens = moved(self.micro.tokens, self.m.device)
-        self.w.inputs[0][: self.micro.rows] = self.m.decoder.embedded(tokens).detach()
         for layer in self.m.decoder.layers:
-            yield self._of_sequences("train-layer", layer, self._run_forward, self._forward_in_parts, 1)
+            yield self._of_sequences("train-layer", layer, self._run_forward, 1)
 
     def _backward(self, layer: DecoderLayer) -> Iterator[Stage]:
+        times = 1 if self.adapter is not None else 2
         if layer.index < self._first_kept:
-            again, times = self._again_in_parts, self._backward_times + 1
-            yield self._of_sequences("train-recompute", layer, self._run_recompute, again, times)
+            yield self._of_sequences("train-recompute", layer, self._run_recompute, times + 1)
             return
-        graphs = deque(self._graphs.pop(layer.index))
-        while graphs:  # freed as they are gone through
-            graph = graphs.popleft()
-            if isinstance(graph, SequenceParts):
-                yield from graph.backward()
-            else:
-                yield self._of_graph(layer, graph)
+        graphs = self._graphs.pop(layer.index)
 
-    def _of_sequences(self, kind: str, layer: DecoderLayer, run, in_parts, times: int) -> Stage:
+        def run(first: int, last: int) -> None:
+            for number in range(first, last):
+                self._back_through(layer, graphs[number])
+
+        def rows(first: int, last: int) -> int:
+            return graphs[last - 1].last - graphs[first].first
+
+        def work(first: int, last: int) -> Work:
+            return self._work(graphs[first].first, graphs[last - 1].last, times)
+
+        yield Stage("train-backward", len(graphs), run, work, rows=rows, most=1)  # freed as they are gone through
+
+    def _of_sequences(self, kind: str, layer: DecoderLayer, run, times: int) -> Stage:
         starts = self.micro.starts
         return Stage(
             kind,
@@ -154,38 +151,7 @@ class LayerPass(MicroBatchPass):
             lambda a, b: run(layer, a, b),
             lambda a, b: self._work(starts[a], starts[b], times),
             rows=lambda a, b: starts[b] - starts[a],
-            finer=lambda sequence: in_parts(layer, sequence),
         )
-
-    def _of_graph(self, layer: DecoderLayer, graph: _Graph) -> Stage:
-        return Stage(
-            "train-backward",
-            1,
-            lambda a, b: self._back_through(layer, graph),
-            lambda a, b: self._work(graph.first, graph.last, self._backward_times),
-            rows=lambda a, b: graph.last - graph.first,
-            finer=lambda a: itertools.chain.from_iterable(
-                self._again_in_parts(layer, sequence) for sequence in range(graph.sequence, graph.end)
-            ),
-        )
-
-    def _forward_in_parts(self, layer: DecoderLayer, sequence: int) -> Iterator[Stage]:
-        keep = layer.index >= self._first_kept
-        parts = SequenceParts(self, layer, sequence, self._rope(sequence, sequence + 1), keep=keep)
-        yield from parts.forward()
-        if keep:
-            self._graphs.setdefault(layer.index, []).append(parts)
-
-    def _again_in_parts(self, layer: DecoderLayer, sequence: int) -> Iterator[Stage]:
-        """Its backward, from the layer's input."""
-        rope = self._rope(sequence, sequence + 1)
-        parts = SequenceParts(self, layer, sequence, rope, keep=True, gradient_only=True)
-        yield from parts.forward()
-        yield from parts.backward()
-
-    @property
-    def _backward_times(self) -> int:
-        return 1 if self.adapter is not None else 2
 
     def _work(self, first: int, last: int, times: int) -> Work:
         """Of rows [first, last) that go through a layer's products so many times."""
@@ -198,21 +164,23 @@ class LayerPass(MicroBatchPass):
 
     def _run_forward(self, layer: DecoderLayer, sequence: int, end: int) -> None:
         first, last = self.micro.starts[sequence], self.micro.starts[end]
+        if layer.index == 0:
+            tokens = moved(self.micro.tokens[first:last], self.m.device)
+            self.w.inputs[0][first:last] = self.m.decoder.embedded(tokens).detach()
         keep = layer.index >= self._first_kept
         with torch.set_grad_enabled(keep):
             x = self.layer_input(layer, first, last)
             out = self._layer(layer, x, sequence, end)
         self.w.inputs[layer.index + 1][first:last] = out.detach()
         if keep:
-            graph = _Graph(sequence, end, first, last, x, get_gradient_edge(out))
-            self._graphs.setdefault(layer.index, []).append(graph)
+            self._graphs.setdefault(layer.index, []).append(_Graph(first, last, x, get_gradient_edge(out)))
 
     def _run_recompute(self, layer: DecoderLayer, sequence: int, end: int) -> None:
         first, last = self.micro.starts[sequence], self.micro.starts[end]
         with torch.enable_grad():
             x = self.layer_input(layer, first, last)
             out = self._layer(layer, x, sequence, end, gradient_only=True)
-        self._back_through(layer, _Graph(sequence, end, first, last, x, get_gradient_edge(out)))
+        self._back_through(layer, _Graph(first, last, x, get_gradient_edge(out)))
 
     def _back_through(self, layer: DecoderLayer, graph: _Graph) -> None:
         grad = self.w.grad[graph.first : graph.last]
@@ -226,13 +194,9 @@ class LayerPass(MicroBatchPass):
         first, last = self.micro.starts[sequence], self.micro.starts[end]
         loras = self.loras(layer, first, last)
         qkv = layer.project_qkv(x, loras, exact=False)
-        q, k, v = layer.split_heads(qkv, *self._rope(sequence, end))
+        q, k, v = layer.split_heads(qkv, self._cos[first:last], self._sin[first:last])
         attended = attend(q, k, v, self._packed(sequence, end), layer.window)
         return layer.finish(x, attended, loras, exact=False, gradient_only=gradient_only)
-
-    def _rope(self, sequence: int, end: int) -> tuple[Tensor, Tensor]:
-        rows = slice(self.micro.starts[sequence], self.micro.starts[end])
-        return self._cos[rows], self._sin[rows]
 
     def _packed(self, sequence: int, end: int) -> list[Pack]:
         """The same for all layers that are cut alike."""

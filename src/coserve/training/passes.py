@@ -18,6 +18,8 @@ from coserve.training.microbatch import IGNORED, MicroBatch
 from coserve.training.packs import moved
 from coserve.training.stages import Stage
 
+HEAD_STEP = 16  # rows of the smallest slice of the loss
+
 AdapterLayers = Callable[[int], Sequence[LoraLayer]]  # row of the micro-batch at which the adapter's input starts
 
 
@@ -63,7 +65,6 @@ class MicroBatchPass:
     """
 
     head_rows: int  # whose logits are held at once
-    least_head_rows = 16  # of the smallest slice of the loss
 
     def __init__(
         self,
@@ -98,8 +99,8 @@ class MicroBatchPass:
         """Rows that may go along in the engine's next batch; None if there are none."""
         raise NotImplementedError
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
-        """None when the pass is complete. See `BackgroundWork`."""
+    def next_slice(self, seconds: float) -> Slice | None:
+        """None when the pass is complete."""
         raise NotImplementedError
 
     # ---- after the forward ------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ class MicroBatchPass:
             self.targets,
             self._loss,
             lambda a, b: Work(head(b - a).bytes * 2, head(b - a).flops * 2),
-            step=self.least_head_rows,
+            step=HEAD_STEP,
             most=self.head_rows,
         )
         if self.train:

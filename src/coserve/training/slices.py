@@ -143,7 +143,7 @@ class Pass(MicroBatchPass):
 
         return Ride(segments, keep, done)
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
+    def next_slice(self, seconds: float) -> Slice | None:
         while self._row < self.micro.rows:
             chunk = self._chunk or self._start_chunk(seconds)
             piece = chunk.next_slice(seconds)

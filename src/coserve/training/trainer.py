@@ -153,7 +153,7 @@ class Trainer:
             return None  # only an adapter's forward reads the weights that are being served
         return self._task.ride(max_rows)
 
-    def next_slice(self, seconds: float, *, whole: bool = False) -> Slice | None:
+    def next_slice(self, seconds: float) -> Slice | None:
         self._report(wait=False)
         while not (self.paused or self.finished):
             if self._task is None:
@@ -161,7 +161,7 @@ class Trainer:
             if self._task is None:
                 self.finished = True
                 return None
-            piece = self._task.next_slice(seconds, whole=whole)
+            piece = self._task.next_slice(seconds)
             if piece is not None:
                 return piece
             self._task = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import replace
 
@@ -56,19 +55,6 @@ def test_the_loss_curve_is_the_cpus(checkpoint, tmp_path, method, kept):
         work.run()
     assert losses(wanted)[-1] < 0.95 * losses(wanted)[0]
     assert torch.allclose(losses(ours), losses(wanted), rtol=2e-3)
-
-
-@pytest.mark.parametrize("kept", [None, 0])
-def test_in_parts_the_loss_curve_is_the_same(checkpoint, tmp_path, kept):
-    whole, parts, mixed = (trainer(checkpoint, tmp_path / name, kept=kept) for name in ("whole", "parts", "mixed"))
-    whole.run()
-    for work, slack in ((parts, [0.0]), (mixed, [0.0] * 7 + [math.inf] * 5)):
-        for seconds in itertools.cycle(slack):
-            piece = work.next_slice(seconds)
-            if piece is None:
-                break
-            piece.run()
-        assert torch.allclose(losses(work), losses(whole), rtol=1e-3)
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -152,8 +138,8 @@ def test_steps_and_slices_on_one_gpu_do_what_each_does_alone(checkpoint, tmp_pat
                 if not queue.full:
                     charged += queue.run(math.inf, at_least_one=True)
             steps.step()
-        while queue:  # nobody is served any more
-            charged += queue.run(math.inf, at_least_one=True, alone=True)
+        while queue:
+            charged += queue.run(math.inf, at_least_one=True)
     assert steps.tokens == wanted.tokens
     assert work.finished and torch.allclose(losses(work), losses(alone), rtol=1e-3)
     assert charged > 0 and {"train-layer", "train-backward"} <= queue._estimator.corrections.keys()
