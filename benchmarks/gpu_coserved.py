@@ -1,8 +1,8 @@
 """The table of serving and training at once: what is lost by those who are served, and by the training.
 
 Requests of a real service's lengths arrive at random at half of the rate that saturates inference alone; the same ones
-without training, with slices of it between the steps, and with slices beside them on a stream of lower priority, in
-turn. Training alone has the whole chip: no engine between its slices.
+without training and with slices of it between the steps, in turn. Training alone has the whole chip: no engine between
+its slices.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from benchmarks.workload import endless_requests, poisson_arrivals
 
 _LOAD = 0.5
 _PATIENCE = 30.0
-ALONE, BETWEEN, BESIDE = "alone", "between", "beside"
-SETTINGS = (ALONE, BETWEEN, BESIDE)
+ALONE, BOTH = SETTINGS = ("alone", "both")
 
 
 def measure(bench: Bench) -> list[Row]:
@@ -31,8 +30,6 @@ def measure(bench: Bench) -> list[Row]:
     rounds = []
     for number in range(1, bench.rounds + 1):
         for setting in SETTINGS[:: 1 if number % 2 else -1]:
-            if setting != ALONE:
-                engine.place_slices(setting)
             row = serve(bench, peak, number, None if setting == ALONE else training)
             rounds.append({"setting": setting, "round": number, **row})
             progress(f"{setting}, round {number}: {row}")
@@ -67,32 +64,27 @@ def serve(bench: Bench, peak: float, number: int, training: TrainingInEngine | N
 
 
 def summary(rounds: list[Row], trained: float) -> list[Row]:
-    """A row for each figure and way to train: alone, with training, and the median ratio of the rounds."""
+    """A row for each figure: alone, with training, and the median ratio of the rounds."""
 
     def of(setting: str, field: str) -> float | None:
         return median(row[field] for row in rounds if row["setting"] == setting)
 
-    def row(slices: str, name: str, field: str, at_most: float | None = None) -> Row:
-        ratio = paired_ratio(rounds, field, {"setting": slices}, {"setting": ALONE})
+    def row(name: str, field: str, at_most: float | None = None) -> Row:
+        ratio = paired_ratio(rounds, field, {"setting": BOTH}, {"setting": ALONE})
         wanted = {} if at_most is None else aim(ratio, at_most=at_most)
-        both = {"alone": of(ALONE, field), "both": of(slices, field)}
-        return {"slices": slices, "figure": name, **both, "ratio": ratio, **wanted}
+        return {"figure": name, "alone": of(ALONE, field), "both": of(BOTH, field), "ratio": ratio, **wanted}
 
-    def of_training(slices: str) -> Row:
-        both = of(slices, "training_tokens_per_s")
+    def of_training() -> Row:
+        both = of(BOTH, "training_tokens_per_s")
         kept = None if both is None else both / trained
         speeds = {"alone": trained, "both": both, "ratio": kept}
-        return {"slices": slices, "figure": "training tokens/s", **speeds, **aim(kept, at_least=0.70)}
+        return {"figure": "training tokens/s", **speeds, **aim(kept, at_least=0.70)}
 
     return [
-        figure
-        for slices in SETTINGS[1:]
-        for figure in (
-            row(slices, "ITL ms, p50", "itl_ms_p50", 1.10),
-            row(slices, "ITL ms, p99", "itl_ms_p99", 1.20),
-            of_training(slices),
-            row(slices, "TTFT ms, p50", "ttft_ms_p50"),
-            row(slices, "TTFT ms, p99", "ttft_ms_p99"),
-            row(slices, "output tokens/s", "output_tokens_per_s"),
-        )
+        row("ITL ms, p50", "itl_ms_p50", 1.10),
+        row("ITL ms, p99", "itl_ms_p99", 1.20),
+        of_training(),
+        row("TTFT ms, p50", "ttft_ms_p50"),
+        row("TTFT ms, p99", "ttft_ms_p99"),
+        row("output tokens/s", "output_tokens_per_s"),
     ]

@@ -50,6 +50,7 @@ class Ours:
 
 def measure(bench: Bench) -> list[Row]:
     ours = Ours.measured(bench)
+    progress(f"coserve: decoding {ours.decoding}, many requests {ours.batch:.1f} tokens/s, scores {ours.logprobs}")
     bench.close_engine()
     told = {"config": bench.size.config, "device": bench.device, "dtype": ours.dtype, "tasks": _tasks(bench, ours)}
     limit = min(_QUICK_LIMIT if bench.quick else _LIMIT, bench.left - 5)

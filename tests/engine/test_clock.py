@@ -73,16 +73,29 @@ def queue(gpu) -> BackgroundQueue:
     return BackgroundQueue(Estimator(Roofline(CHIP)), GpuClock(event=gpu.event))
 
 
-def test_two_slices_are_in_flight_and_the_third_waits_for_the_first(gpu, queue):
+def test_alone_two_slices_are_in_flight_and_the_third_waits_for_the_first(gpu, queue):
     job = Launched(4, each=2.0)
     queue.add(job)
     for _ in range(2):
-        queue.run(1.0, at_least_one=True)
-    assert job.done == 2 and gpu.log == [] and queue.full
-    queue.run(1.0, at_least_one=True)
+        queue.run(1.0, at_least_one=True, alone=True)
+    assert job.done == 2 and gpu.log == [] and queue.in_flight == queue.depth
+    queue.run(1.0, at_least_one=True, alone=True)
     assert job.done == 3 and gpu.log == ["wait until 2"] and gpu.now == 2.0
     gpu.now = 6.0
-    assert not queue.full
+    assert queue.in_flight == 0
+
+
+def test_behind_a_step_slices_are_launched_without_waiting_for_the_first(gpu, queue):
+    job = Launched(99, each=2.0)
+    queue.add(job)
+    assert queue.fill(5.5) == pytest.approx(5.0) and job.done == 5 and gpu.log == []
+    assert queue.fill(99.0) > 0 and gpu.log[0] == "wait until 2"  # within limits: what they take is not known yet
+
+
+def test_slices_behind_a_step_end_when_somebody_comes(gpu, queue):
+    job = Launched(9, each=1.0)
+    queue.add(job)
+    assert queue.fill(5.0, lambda: job.done == 2) == pytest.approx(2.0) and job.done == 2
 
 
 def test_the_estimator_learns_what_a_slice_took_when_it_is_done(gpu, queue):
@@ -125,14 +138,14 @@ def test_waiting_ends_with_nothing_in_flight(gpu, queue):
     for _ in range(2):
         queue.run(1.0, at_least_one=True)
     queue.wait()
-    assert gpu.now == 4.0 and not queue.full
+    assert gpu.now == 4.0 and queue.in_flight == 0
 
 
 def test_on_a_cpu_work_is_done_when_the_call_returns():
     ran = []
     timing = CpuClock().time(lambda: ran.append(1))
     assert ran == [1] and timing.done() and timing.seconds() > 0
-    assert not BackgroundQueue.on(torch.device("cpu"), Estimator(Roofline(CHIP)), "beside").full
+    assert BackgroundQueue.on(torch.device("cpu"), Estimator(Roofline(CHIP))).depth == 1
 
 
 def test_numbers_of_a_cpu_are_there_at_once():

@@ -1,18 +1,8 @@
 """The queue of background work: the first one's slices run in the slack, and trouble of its own ends nothing else.
 
-On a GPU a slice is launched and runs later. Where, is the queue's mode:
+On a GPU a slice is launched and runs later, on the stream of the engine's steps: a step behind a slice waits for it. So
+the order of launches is the order of all reads and writes. For what leaves that order:
 
-    "between"  on the stream of the engine's steps, between two of them: a step behind a slice waits for it
-    "beside"   on a stream of its own, of lower priority than the steps': both run at a time and share the chip
-
-Who may touch what, so that two streams never race:
-
-- A work's methods are called within its own stream; all that it makes is made, used and freed there. What was made
-  before it was attached is complete by then: a work waits for the device before it is handed over.
-- Weights of the model are read by both streams and written by neither, while the engine runs.
-- A ride is computed by a step. So a step with a ride in it waits for the slices before it (`ride` makes the engine's
-  stream wait), which may update the weights that the ride reads; slices behind it wait for the step (`rode`), which
-  keeps the inputs that they read.
 - What leaves a work (metrics, checkpoints, an adapter) is read after an event behind its last write, by a thread that
   waits for that event; an adapter is served from its file.
 - A slice in flight holds its work: nothing is freed before the slice is done, even if the work has been cancelled.
@@ -31,7 +21,6 @@ import torch
 from coserve.engine.background import BackgroundWork, Slice
 from coserve.engine.batch import Ride
 from coserve.engine.clock import Clock, CpuClock, GpuClock, Timing
-from coserve.engine.config import Slices
 from coserve.errors import CoserveError
 from coserve.roofline import Estimator
 
@@ -62,23 +51,16 @@ class BackgroundQueue:
         self._owed = 0.0  # seconds that finished slices took more than `run` has said
 
     @classmethod
-    def on(cls, device: torch.device, estimator: Estimator, slices: Slices = "between") -> BackgroundQueue:
+    def on(cls, device: torch.device, estimator: Estimator) -> BackgroundQueue:
         """The queue for work on a device."""
-        if device.type == "cpu":
-            return cls(estimator)
-        return cls(estimator, GpuClock(torch.cuda.Stream(device) if slices == "beside" else None))
+        return cls(estimator, CpuClock() if device.type == "cpu" else GpuClock())
 
     def __bool__(self) -> bool:
         return bool(self._works or self._flights)
 
     @property
-    def beside(self) -> bool:
-        """Whether slices have a stream of their own, and run while steps do."""
-        return self._own_stream() is not None
-
-    @property
     def depth(self) -> int:
-        """How many slices may be in flight."""
+        """How many slices may be in flight while nobody is served."""
         return self._clock.in_flight
 
     @property
@@ -86,28 +68,16 @@ class BackgroundQueue:
         self._read_finished()
         return len(self._flights)
 
-    @property
-    def full(self) -> bool:
-        """Whether as many slices are in flight as may be: `run` would wait for the oldest."""
-        return self.in_flight >= self.depth
-
     def add(self, work: BackgroundWork) -> None:
         self._works.append(work)
 
     def ride(self, max_rows: int) -> Ride | None:
         """At most `max_rows` tokens that could go along in the next batch."""
-        ride = self._guard(lambda work: work.ride(max_rows)) if max_rows else None
-        stream = self._own_stream()
-        if ride is not None and stream is not None:
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
-        return ride
+        return self._guard(lambda work: work.ride(max_rows)) if max_rows else None
 
     def rode(self, ride: Ride) -> None:
         """The batch with these tokens in it has been computed, or launched."""
         self._smallest = None
-        stream = self._own_stream()
-        if stream is not None:
-            stream.wait_stream(torch.cuda.current_stream(stream.device))
         self._guard(lambda _: ride.done())
 
     def smallest(self) -> float | None:
@@ -120,14 +90,21 @@ class BackgroundQueue:
             self._smallest = self._seconds(piece) if piece is not None else None
         return self._smallest
 
-    def run(self, seconds: float, *, at_least_one: bool = False) -> float:
+    def fill(self, seconds: float, interrupted: Callable[[], bool] = lambda: False) -> float:
+        """Run slices, one after the other while they should fit, or until `interrupted`; returns what they took."""
+        took = 0.0
+        while (smallest := self.smallest()) is not None and took + smallest <= seconds and not interrupted():
+            took += self.run(seconds - took, at_least_one=True)
+        return took
+
+    def run(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
         """Run (on a GPU, launch) the next slice if it should fit into `seconds`; returns what it took, 0 if none ran.
 
-        Of one that is still in flight that is a prediction, put right in what later calls return. Waits for the oldest
-        slice if too many are in flight.
+        `alone`: nobody is served. Of a slice that is still in flight what it took is a prediction, put right in what
+        later calls return. Waits for the oldest slice if too many are in flight.
         """
         self._smallest = None
-        while self.full:
+        while self.in_flight >= (self.depth if alone else self._clock.behind_a_step):
             self._land()
         piece = self._guard(lambda work: work.next_slice(seconds))
         if piece is None:
@@ -135,8 +112,7 @@ class BackgroundQueue:
         predicted = self._seconds(piece)
         if not (at_least_one or predicted <= seconds):
             return 0.0
-        with self._clock.place():
-            timing = self._clock.time(lambda: self._guard(lambda _: piece.run()))
+        timing = self._clock.time(lambda: self._guard(lambda _: piece.run()))
         self._flights.append(_Flight(piece, predicted, timing))
         self._read_finished()
         took = max(_LEAST, predicted + self._owed)
@@ -176,9 +152,6 @@ class BackgroundQueue:
         self._estimator.observe(piece.kind, piece.rows, piece.work, took)
         self._owed += took - flight.predicted
 
-    def _own_stream(self) -> torch.cuda.Stream | None:
-        return self._clock.stream if isinstance(self._clock, GpuClock) else None
-
     def _seconds(self, piece: Slice) -> float:
         return self._estimator.seconds(piece.kind, piece.rows, piece.work)
 
@@ -190,8 +163,7 @@ class BackgroundQueue:
             return None
         work = self._works[0]
         try:
-            with self._clock.place():
-                return use(work)
+            return use(work)
         except Exception as error:
             self._fail(work, error)
             return None

@@ -7,10 +7,8 @@ GPU.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,14 +25,16 @@ class Timing(Protocol):
 
 
 class Clock(Protocol):
-    """Runs work and times it. `in_flight`: pieces of work that may be launched and not done at a time."""
+    """Runs work and times it.
+
+    Pieces of work that may be launched and not done at a time: `in_flight` where nobody is served, `behind_a_step`
+    where a step is on its way before them.
+    """
 
     in_flight: int
+    behind_a_step: int
 
     def time(self, run: Callable[[], object]) -> Timing: ...
-
-    def place(self) -> AbstractContextManager[object]:
-        """Where the work is launched: within this, PyTorch's current stream is the clock's."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,12 @@ class _Took:
 class CpuClock:
     """Work is done when the call returns."""
 
-    in_flight = 1
+    in_flight = behind_a_step = 1
 
     def time(self, run: Callable[[], object]) -> Timing:
         started = time.perf_counter()
         run()
         return _Took(time.perf_counter() - started)
-
-    def place(self) -> AbstractContextManager[object]:
-        return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -78,16 +75,15 @@ class _Between:
 
 
 class GpuClock:
-    """Work is launched on a stream and timed by events there.
+    """Work is launched on PyTorch's current stream and timed by events there. `event` makes one that keeps the time.
 
-    `stream` None: the current one, whichever that is. Two pieces may be in flight: while one runs the next is launched.
-    `event` makes an event that keeps the time.
+    Alone two pieces are in flight: while one runs the next is launched. Behind a step there may be more: who waited for
+    the first of them would wait for the step, and the GPU then for the next one.
     """
 
-    in_flight = 2
+    in_flight, behind_a_step = 2, 16
 
-    def __init__(self, stream: torch.cuda.Stream | None = None, event: Callable[[], Any] | None = None):
-        self.stream = stream
+    def __init__(self, event: Callable[[], Any] | None = None):
         self._event = event or (lambda: torch.cuda.Event(enable_timing=True))
 
     def time(self, run: Callable[[], object]) -> Timing:
@@ -96,9 +92,6 @@ class GpuClock:
         run()
         end.record()
         return _Between(start, end)
-
-    def place(self) -> AbstractContextManager[object]:
-        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
 class Readback:

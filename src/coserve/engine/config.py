@@ -8,7 +8,6 @@ from typing import Literal
 from coserve.errors import InvalidRequest
 
 Protect = float | Literal["goals"]
-Slices = Literal["between", "beside"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,6 @@ class EngineConfig:
     itl_goal: float = 0.1  # seconds; while others wait for their next token, prompts are cut to keep to it
     aging_seconds: float = 30.0  # a priority passed over for so long rises by one
     train_tokens: int = 4096  # the largest micro-batch that background work may hold
-    slices: Slices = "between"  # on a GPU, slices of background work run between two steps, or beside them
 
     def __post_init__(self) -> None:
         if self.protect != "goals" and not (isinstance(self.protect, (int, float)) and self.protect >= 1):
@@ -39,8 +37,6 @@ class EngineConfig:
         for name, least in (("max_num_seqs", 1), ("max_batch_tokens", 0), ("max_waiting", 1), ("train_tokens", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least {least}.", param=name)
-        if self.slices not in ("between", "beside"):
-            raise InvalidRequest(f"slices is {self.slices!r}; it must be 'between' or 'beside'.", param="slices")
         if not self.aging_seconds > 0:
             raise InvalidRequest(f"aging_seconds is {self.aging_seconds!r}; it must be above 0.", param="aging_seconds")
 

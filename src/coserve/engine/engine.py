@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import queue
 import threading
 import time
@@ -22,7 +21,7 @@ from coserve.engine.background_queue import BackgroundQueue
 from coserve.engine.batch import Ride
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.cache_size import cache_tokens
-from coserve.engine.config import EngineConfig, Slices
+from coserve.engine.config import EngineConfig
 from coserve.engine.offload import Offloaded, offload
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
@@ -113,14 +112,13 @@ class Engine:
         )
         factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
         self._slack = SlackAccount(factor)
-        self._shared = False  # whether slices have run beside the step that is on its way
         self._protection = Protection(self.config, self._predictor)
         self._shortage = Shortage(self.config.max_batch_tokens)
         self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
         self._counters = Counters()
         self._adapters: dict[str, Adapter] = {}
         self._requests: dict[str, ActiveRequest] = {}
-        self._background = BackgroundQueue.on(decoder.device, self.estimator, self.config.slices)
+        self._background = BackgroundQueue.on(decoder.device, self.estimator)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()
@@ -306,17 +304,6 @@ class Engine:
         """Run background work in the slack until it is finished; works run one at a time, in order."""
         self._inbox.put(lambda: self._background.add(work))
 
-    def place_slices(self, slices: Slices) -> None:
-        """Where slices run on a GPU from now on, "between" steps or "beside" them; while no work is attached."""
-
-        def place() -> None:
-            self._background.wait()
-            if self._background.smallest() is not None or self._background:
-                raise InvalidRequest("slices can be placed elsewhere only while no job runs.", param="slices")
-            self._background = BackgroundQueue.on(self.decoder.device, self.estimator, slices)
-
-        self._between_steps(place)
-
     def call(self, function: Callable[[], None]) -> None:
         """Run something short on the engine's thread, between two steps."""
         self._inbox.put(function)
@@ -439,7 +426,6 @@ class Engine:
         if flight is None:
             return
         self._flight = self._launch_ahead(flight)
-        self._run_beside(flight.plan)
         self._land(flight)
 
     def _launch(self) -> Flight | None:
@@ -454,7 +440,7 @@ class Engine:
 
     def _launch_ahead(self, flight: Flight) -> Flight | None:
         """The next step too, if it will be the same again, and nobody has come who should be in it."""
-        if not self._inbox.empty() or not self._runner.goes_ahead(flight.plan):
+        if self._somebody_came() or not self._runner.goes_ahead(flight.plan):
             return None
         now = time.perf_counter()
         plan = self.scheduler.plan_ahead(flight.plan, now)
@@ -502,8 +488,7 @@ class Engine:
         whole = plan.alone + plan.grown
         self._account(flight, whole, landed.seconds)
         self._settle(plan, landed.sampled)
-        if not self._background.beside:
-            self._use_slack(plan, min(whole, landed.seconds))
+        self._use_slack(plan, min(whole, landed.seconds))
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
@@ -546,11 +531,7 @@ class Engine:
         """Compare with the prediction, and book the time to inference (predicted: `whole`) and to training."""
         c, load, riding = self._counters, flight.load, flight.ride is not None
         c.predicted, c.measured = self._predictor.step_seconds(load, riding=riding), seconds
-        if self._background.beside:
-            self._account_beside(flight.plan, whole, seconds)
-        if not self._shared:  # else it is slower than alone, which the predictor should not learn
-            self._predictor.observe(load, seconds, riding=riding)
-        self._shared = self._background.beside and self._background.in_flight > 0
+        self._predictor.observe(load, seconds, riding=riding)
         c.steps += 1
         if not riding and all(segment.kind == "decode" for segment in flight.plan.segments()):
             c.mbu += 0.05 * (self._predictor.mbu(load, seconds) - c.mbu)
@@ -558,12 +539,6 @@ class Engine:
         self._slack.spend(extra)
         c.training_seconds += extra
         c.inference_seconds += seconds - extra
-
-    def _account_beside(self, plan: Plan, whole: float, seconds: float) -> None:
-        """A step earns whether slices ran beside it or not: otherwise a debt would never end."""
-        if self._background:
-            self._slack.spend(plan.grown)
-            self._slack.share(whole, seconds if self._shared else whole)
 
     def _settle(self, plan: Plan, sampled: Sequence[Sampled | None]) -> None:
         """Move every request on by what was computed and chosen, and tell the callers.
@@ -674,31 +649,12 @@ class Engine:
         budget = self._slack.earn(whole, smallest)
         if self.scheduler.backlog or plan.short:
             return
-        while smallest is not None and budget >= smallest:
-            spent = self._run_slice(budget, at_least_one=True)
-            self._slack.spend(spent)
-            budget -= spent
-            smallest = self._background.smallest()
+        spent = self._background.fill(budget, self._somebody_came)
+        self._counters.training_seconds += spent
+        self._slack.spend(spent)
 
-    def _run_beside(self, plan: Plan) -> None:
-        """While a step is on its way: slices on a stream of their own, as long as they have not slowed steps too much.
-
-        Beside prompts there are none: both wait for arithmetic.
-        """
-        queue = self._background
-        if not queue.beside:
-            return
-        self._shared = self._shared or queue.in_flight > 0  # from when nobody was served
-        if self._stopping or self.scheduler.backlog or plan.short:
-            return
-        if self.config.protect == "goals":
-            left = 0.9 * self._allowance(plan, plan.alone + plan.grown)  # slices slow it by what they take, at most
-            while left > 0 and not queue.full and (took := self._run_slice(left)):
-                left -= took
-        elif self._slack.factor > 1:
-            while self._slack.balance >= 0 and not queue.full and self._run_slice(math.inf, at_least_one=True):
-                pass
-        self._shared = self._shared or queue.in_flight > 0
+    def _somebody_came(self) -> bool:
+        return not self._inbox.empty()
 
     def _run_idle_slice(self) -> bool:
         """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do.
@@ -711,10 +667,10 @@ class Engine:
         share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
         low, high = _IDLE_SLICE_LIMITS
         seconds = min(high, max(low, share * self._first_token_seconds / (self._background.depth - 0.5)))
-        return self._run_slice(seconds, at_least_one=True) > 0
+        return self._run_slice(seconds, at_least_one=True, alone=True) > 0
 
-    def _run_slice(self, seconds: float, *, at_least_one: bool = False) -> float:
-        took = self._background.run(seconds, at_least_one=at_least_one)
+    def _run_slice(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
+        took = self._background.run(seconds, at_least_one=at_least_one, alone=alone)
         self._counters.training_seconds += took
         return took
 

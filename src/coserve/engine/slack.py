@@ -40,11 +40,6 @@ class SlackAccount:
         longest = max(self.KEEP_STEPS * earned, harmless - step_seconds, smallest_slice)
         return self.balance if self.balance <= longest else (longest if longest >= target else 0.0)
 
-    def share(self, alone: float, seconds: float) -> None:
-        """Book a step that took `seconds` beside training, and would have taken `alone` by itself."""
-        earned = (self.factor - 1) * alone
-        self.balance = min(self.balance + earned - max(0.0, seconds - alone), self.KEEP_STEPS * earned)
-
     def spend(self, seconds: float) -> None:
         self.balance -= seconds
 
