@@ -101,7 +101,7 @@ INLINE float sum_of_block(const T* values) {
 template <int L>
 INLINE void round8(const float* x, int n, int width, int16_t* values, float* scale, float* sums) {
   *scale = round_all<L>(x, n, width, 16383.0f, values);
-  for (int b = 0; b < width / kBlockK; b++) sums[b] = sum_of_block(values + b * kBlockK);
+  for (int b = 0; sums && b < width / kBlockK; b++) sums[b] = sum_of_block(values + b * kBlockK);
 }
 template <int L>
 INLINE void round4(const float* x, int n, int width, int8_t* values, float* scales, float* sums) {
@@ -350,6 +350,14 @@ extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, co
                                          int bits, int group, int rows, int columns, int depth) {
   const QuantizedMatrix w{data, scales, mins, bits, group, columns, depth};
   (worth_tiles(bits, rows) ? product_by_tiles : product_by_vectors)(x, w, {bias, residual, y}, rows);
+}
+
+bool gated_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales, const uint16_t* mins,
+                            const float* bias, float* y, int bits, int group, int rows, int columns, int depth) {
+  const QuantizedMatrix w{data, scales, mins, bits, group, columns, depth};
+  if (!worth_tiles(bits, rows) || !tiles_gate(w)) return false;
+  product_by_tiles(x, w, {bias, nullptr, y, true}, rows);
+  return true;
 }
 
 // The matrix itself, in float32 [rows, columns].

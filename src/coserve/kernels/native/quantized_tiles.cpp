@@ -61,42 +61,62 @@ struct alignas(64) Work {
 
 // ---- results --------------------------------------------------------------------------------------------------------
 
-// A panel's columns of y.
+// Two panels' columns of y.
 class Columns {
  public:
   Columns() = default;
-  Columns(const Result& to, int first, const QuantizedMatrix& w, bool streams)
-      : first_(first), of_(w.columns), mask_((1u << std::clamp(w.columns - first, 0, kPanel)) - 1), streams_(streams),
-        bias_(to.bias ? _mm512_maskz_loadu_ps(mask_, to.bias + first) : __m512{}), to_(&to) {}
+  Columns(const Result& to, const QuantizedMatrix& w, const int (&panels)[kPair], bool streams)
+      : to_(&to), of_(to.gated ? w.columns / 2 : w.columns), streams_(streams) {
+    for (int p = 0; p < kPair; p++) {
+      first_[p] = panels[p] * kPanel;
+      mask_[p] = (1u << std::clamp(w.columns - first_[p], 0, kPanel)) - 1;
+      bias_[p] = to.bias ? _mm512_maskz_loadu_ps(mask_[p], to.bias + first_[p]) : __m512{};
+    }
+  }
 
-  INLINE_MEMBER void write(int row, __m512 total, float scale) const {
-    const int64_t at = int64_t(row) * of_ + first_;
-    __m512 sum = _mm512_fmadd_ps(total, _mm512_set1_ps(scale), bias_);
-    if (to_->residual) sum = _mm512_add_ps(_mm512_maskz_loadu_ps(mask_, to_->residual + at), sum);
-    if (streams_ && mask_) _mm512_stream_ps(to_->y + at, sum);
-    else _mm512_mask_storeu_ps(to_->y + at, mask_, sum);
+  // From a row's complete totals.
+  INLINE_MEMBER void write(int row, const __m512 (&totals)[kPair], float scale) const {
+    const int64_t at = int64_t(row) * of_;
+    __m512 sums[kPair];
+    UNROLL for (int p = 0; p < kPair; p++) sums[p] = _mm512_fmadd_ps(totals[p], _mm512_set1_ps(scale), bias_[p]);
+    if (to_->gated) return put(at, 0, silu<16>(sums[0], to_->y) * sums[1]);
+    UNROLL for (int p = 0; p < kPair; p++) {
+      if (to_->residual) sums[p] += _mm512_maskz_loadu_ps(mask_[p], to_->residual + at + first_[p]);
+      put(at, p, sums[p]);
+    }
   }
 
   // Whether it is better not to read memory, and to displace other things in the caches, where y will lie.
   static bool stream(const Result& to, int rows, const QuantizedMatrix& w) {
-    return int64_t(rows) * w.columns > kNear / 4 && w.columns % kPanel == 0 && reinterpret_cast<uintptr_t>(to.y) % 64 == 0;
+    const bool aligned = w.columns % kPanel == 0 && reinterpret_cast<uintptr_t>(to.y) % 64 == 0;
+    return aligned && int64_t(rows) * w.columns > kNear / 4;
   }
 
  private:
-  int first_, of_;
-  __mmask16 mask_;
-  bool streams_;
-  __m512 bias_;
+  INLINE_MEMBER void put(int64_t at, int p, __m512 sum) const {
+    if (streams_ && mask_[p]) _mm512_stream_ps(to_->y + at + first_[p], sum);
+    else _mm512_mask_storeu_ps(to_->y + at + first_[p], mask_[p], sum);
+  }
+
   const Result* to_;
+  int of_;
+  bool streams_;
+  int first_[kPair];
+  __mmask16 mask_[kPair];
+  __m512 bias_[kPair];
 };
 
 // ---- sixteen rows against a chunk of two panels ---------------------------------------------------------------------
 
-// Two panels; where there is no second one, the first again.
+// Two panels: neighbours, or those of gates and of what they gate. The second is missing where there is an odd number of
+// them: there it is read as the first once more, and not written.
 struct Pair {
+  int at[kPair];
   Panel panels[kPair];
-  Pair(const QuantizedMatrix& w, int64_t i)
-      : panels{w.panel(2 * i), w.panel(std::min<int64_t>(2 * i + 1, w.panels() - 1))} {}
+  Pair() = default;
+  Pair(const QuantizedMatrix& w, int i, bool gated) : at{gated ? i : 2 * i, gated ? i + w.panels() / 2 : 2 * i + 1} {
+    for (int p = 0; p < kPair; p++) panels[p] = w.panel(at[p] < w.panels() ? at[p] : at[0]);
+  }
 };
 
 struct Place {  // in x, in its results, and in what follows the chunk
@@ -142,48 +162,51 @@ class Sums8 {
  public:
   Sums8(const TileRows<8>& x, Work& work) : x_(x), work_(work) {}
 
-  void take(const Place& at, const Chunk<8>& chunk, const Pair& pair, const Columns (&columns)[kPair]) {
+  void take(const Place& at, const Chunk<8>& chunk, const Pair& pair, const Columns& columns) {
     scale();
     turn_ = 1 - turn_;
     TILE_STORE(0, work_.sums[turn_][0]);
     TILE_STORE(1, work_.sums[turn_][1]);
     TILE_STORE(2, work_.sums[turn_][2]);
     TILE_STORE(3, work_.sums[turn_][3]);
-    rows_ = at.rows, row_ = at.row, chunk_ = chunk;
-    for (int p = 0; p < kPair; p++) total_[p] = at.total[p], panels_[p] = pair.panels[p], columns_[p] = columns[p];
+    at_ = at, chunk_ = chunk, pair_ = pair, columns_ = columns;
   }
 
   // Adds the last ones to their totals; with a row's last chunk these are complete, and go to their columns.
   void scale() const {
     const __mmask16 before = chunk_.first > 0 ? -1 : 0;
     const bool complete = chunk_.last == x_.width;
-    for (int p = 0; p < kPair && rows_ > 0; p++) {
-      const int group = chunk_.first / panels_[p].group * kPanel;
-      const __m512 scale = Avx512::half_floats(panels_[p].scales + group);
-      const __m512 min = Mins ? Avx512::half_floats(panels_[p].mins + group) : __m512{};
-      const int32_t *of_high = work_.sums[turn_][2 * p], *of_low = work_.sums[turn_][2 * p + 1];
-      for (int r = 0; r < rows_; r++) {
-        const __m512i high_sum = _mm512_slli_epi32(_mm512_load_si512(of_high + r * kTile), 8);
-        const __m512i sum = _mm512_add_epi32(high_sum, _mm512_load_si512(of_low + r * kTile));
-        __m512 total = _mm512_maskz_load_ps(before, total_[p] + r * kPanel);
-        total = Avx512::sum(total, Avx512::scaled({sum}, scale), 1.0f);
+    __m512 scales[kPair], mins[kPair], totals[kPair];
+    for (int p = 0; p < kPair && at_.rows > 0; p++) {
+      const int64_t group = chunk_.first / pair_.panels[p].group * kPanel;
+      scales[p] = Avx512::half_floats(pair_.panels[p].scales + group);
+      mins[p] = Mins ? Avx512::half_floats(pair_.panels[p].mins + group) : __m512{};
+    }
+    for (int r = 0; r < at_.rows; r++) {
+      const int row = at_.row + r;
+      UNROLL for (int p = 0; p < kPair; p++) {
+        const int32_t *of_high = work_.sums[turn_][2 * p] + r * kTile, *of_low = work_.sums[turn_][2 * p + 1] + r * kTile;
+        const __m512i high_sum = _mm512_slli_epi32(_mm512_load_si512(of_high), 8);
+        const __m512i sum = _mm512_add_epi32(high_sum, _mm512_load_si512(of_low));
+        totals[p] = _mm512_maskz_load_ps(before, at_.total[p] + r * kPanel);
+        totals[p] = Avx512::sum(totals[p], Avx512::scaled({sum}, scales[p]), 1.0f);
         if constexpr (Mins)
           for (int block = chunk_.first / kBlockK; block < chunk_.last / kBlockK; block++)
-            total = Avx512::sum(total, min, x_.sums[int64_t(row_ + r) * x_.blocks + block]);
-        if (complete) columns_[p].write(row_ + r, total, x_.scales[row_ + r]);
-        else _mm512_store_ps(total_[p] + r * kPanel, total);
+            totals[p] = Avx512::sum(totals[p], mins[p], x_.sums[int64_t(row) * x_.blocks + block]);
+        if (!complete) _mm512_store_ps(at_.total[p] + r * kPanel, totals[p]);
       }
+      if (complete) columns_.write(row, totals, x_.scales[row]);
     }
   }
 
  private:
   const TileRows<8>& x_;
   Work& work_;
-  int turn_ = 0, row_ = 0, rows_ = 0;
+  int turn_ = 0;
+  Place at_ = {};
   Chunk<8> chunk_;
-  Panel panels_[kPair];
-  float* total_[kPair];
-  Columns columns_[kPair];
+  Pair pair_;
+  Columns columns_;
 };
 
 // The same for 4-bit weights, whose sums of 32 elements are scaled by themselves.
@@ -328,7 +351,7 @@ struct Passes {
 };
 
 template <bool Mins>
-INLINE void chunk_product(const Passes<8>& passes, const Columns (&columns)[kPair], Work&, Sums8<Mins>& sums) {
+INLINE void chunk_product(const Passes<8>& passes, const Columns& columns, Work&, Sums8<Mins>& sums) {
   for (int pass = 0; pass < passes.count(); pass++) {
     const Place at = passes.place(pass);
     multiply8(passes.x, at, passes.chunk, passes.pair.panels);
@@ -336,7 +359,7 @@ INLINE void chunk_product(const Passes<8>& passes, const Columns (&columns)[kPai
   }
 }
 template <bool Mins>
-INLINE void chunk_product(const Passes<4>& passes, const Columns (&columns)[kPair], Work& work, Sums4&) {
+INLINE void chunk_product(const Passes<4>& passes, const Columns& columns, Work& work, Sums4&) {
   const Panel* panels = passes.pair.panels;
   const auto& x = passes.x;
   if (passes.chunk.first == 0)
@@ -346,8 +369,10 @@ INLINE void chunk_product(const Passes<4>& passes, const Columns (&columns)[kPai
     if (pass == 0) dots4<Mins, true>(x, at, passes.chunk, panels, work);
     else dots4<Mins, false>(x, at, passes.chunk, panels, work);
     if (passes.chunk.last < x.width) continue;
-    for (int r = 0; r < at.rows; r++)
-      for (int p = 0; p < kPair; p++) columns[p].write(at.row + r, _mm512_load_ps(at.total[p] + r * kPanel), 1.0f);
+    for (int r = 0; r < at.rows; r++) {
+      const __m512 totals[kPair] = {_mm512_load_ps(at.total[0] + r * kPanel), _mm512_load_ps(at.total[1] + r * kPanel)};
+      columns.write(at.row + r, totals, 1.0f);
+    }
   }
 }
 
@@ -367,10 +392,9 @@ void pairs_product(const TileRows<Bits>& x, const QuantizedMatrix& w, const Resu
         const bool last = after.first == x.width;
         for (int i = from; i < until; i++) {
           const bool ends = i + 1 == until;
-          const Pair pair(w, i), next(w, ends && !last ? from : i + 1);
+          const Pair pair(w, i, to.gated), next(w, ends && !last ? from : i + 1, to.gated);
           const Passes<Bits> passes{x, chunk, pair, !ends ? chunk : last ? start : after, next, work.total[i - from], row, rows};
-          const int column = i * kPair * kPanel;
-          const Columns columns[kPair] = {{to, column, w, streams}, {to, column + kPanel, w, streams}};
+          const Columns columns(to, w, pair.at, streams);
           chunk_product<Mins>(passes, columns, work, sums);
         }
       }
@@ -389,7 +413,8 @@ INLINE void split(const int16_t* values, int n, uint8_t* high, uint8_t* low) {
 void round_into(const float* from, const QuantizedMatrix& w, int row, const TileRows<8>& to) {
   static thread_local std::vector<int16_t> values;
   if (values.size() < size_t(to.width)) values.resize(to.width);
-  round_row(from, w.depth, to.width, values.data(), to.scales + row, to.sums + int64_t(row) * to.blocks);
+  float* sums = w.mins ? to.sums + int64_t(row) * to.blocks : nullptr;
+  round_row(from, w.depth, to.width, values.data(), to.scales + row, sums);
   for (int k = 0; k < to.width; k += to.step) {
     uint8_t* high = to.tile(row, k) + row % kTile * to.step;
     split(values.data() + k, to.step, high, high + to.bytes_of_tile());
@@ -433,6 +458,7 @@ void product(const float* x, const QuantizedMatrix& w, const Result& to, int row
 
 }  // namespace
 
+bool tiles_gate(const QuantizedMatrix& w) { return w.columns % (kPair * kPanel) == 0; }
 bool worth_tiles(int bits, int rows) { return rows >= kFewest[bits == 4] && level() >= amx; }
 
 void product_by_tiles(const float* x, const QuantizedMatrix& w, const Result& to, int rows) {
@@ -443,6 +469,7 @@ void product_by_tiles(const float* x, const QuantizedMatrix& w, const Result& to
 
 #pragma GCC pop_options
 #else
+bool tiles_gate(const QuantizedMatrix&) { return false; }
 bool worth_tiles(int, int) { return false; }
 void product_by_tiles(const float*, const QuantizedMatrix&, const Result&, int) {}
 #endif
