@@ -8,7 +8,7 @@
 
 constexpr int kPanel = 16;
 constexpr int kBlockK = 32;   // elements of 4-bit weights that are summed as integers
-constexpr int kDepth = 512;   // of 8-bit ones: 512 * 128 * 16383 < 2^31, and two panels of them fit the nearest cache
+constexpr int kDepth = 1024;  // of 8-bit ones: 1024 * 128 * 16383 < 2^31
 constexpr int kGroup = 128;   // rows that a panel is taken through the caches for
 constexpr int kAhead = 4096;  // bytes between what is used and what is asked of the memory
 

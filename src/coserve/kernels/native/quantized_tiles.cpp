@@ -27,8 +27,8 @@ constexpr int kMostPairs = 16;       // that wait for the next chunk along k, be
 constexpr int kBlocks = 4;           // of 4-bit weights, whose sums wait to be scaled
 constexpr int kLines = kDepth / kQuad;  // of B, in a chunk
 
-// The rows of x, sixteen after sixteen, as tiles load them: of each step along k a tile, beside 8-bit weights one of high
-// bytes before one of low bytes.
+// The rows of x, sixteen after sixteen, as tiles load them: of each step along k a tile, beside 8-bit weights one of
+// high bytes before one of low bytes.
 template <int Bits>
 struct TileRows {
   static constexpr int kHalves = Bits == 8 ? 2 : 1;
@@ -108,8 +108,8 @@ class Columns {
 
 // ---- sixteen rows against a chunk of two panels ---------------------------------------------------------------------
 
-// Two panels: neighbours, or those of gates and of what they gate. The second is missing where there is an odd number of
-// them: there it is read as the first once more, and not written.
+// Two panels: neighbours, or one of gates and that of what they gate. Where there is an odd number of them the last one's
+// neighbour is itself, and not written.
 struct Pair {
   int at[kPair];
   Panel panels[kPair];
@@ -185,7 +185,8 @@ class Sums8 {
     for (int r = 0; r < at_.rows; r++) {
       const int row = at_.row + r;
       UNROLL for (int p = 0; p < kPair; p++) {
-        const int32_t *of_high = work_.sums[turn_][2 * p] + r * kTile, *of_low = work_.sums[turn_][2 * p + 1] + r * kTile;
+        const int32_t* of_high = work_.sums[turn_][2 * p] + r * kTile;
+        const int32_t* of_low = work_.sums[turn_][2 * p + 1] + r * kTile;
         const __m512i high_sum = _mm512_slli_epi32(_mm512_load_si512(of_high), 8);
         const __m512i sum = _mm512_add_epi32(high_sum, _mm512_load_si512(of_low));
         totals[p] = _mm512_maskz_load_ps(before, at_.total[p] + r * kPanel);
@@ -230,8 +231,8 @@ INLINE void spread(const uint8_t* w, uint8_t* b, const uint8_t* ahead) {
 // The sums of `Blocks` of them, from k on. `Fresh`: the chunk comes from memory and is spread for these rows and those
 // to come, which ask for the next chunk.
 template <bool Fresh, int Blocks>
-INLINE void multiply4(const TileRows<4>& x, const Place& at, const Chunk<4>& chunk, const Panel* panels, int k, Work& work,
-                      int32_t (*sums)[kTile * kTile]) {
+INLINE void multiply4(const TileRows<4>& x, const Place& at, const Chunk<4>& chunk, const Panel* panels, int k,
+                      Work& work, int32_t (*sums)[kTile * kTile]) {
   constexpr int kLinesOfBlock = kBlockK / kQuad;
   constexpr int64_t kOther = sizeof work.b[0];
   const int step = (k - chunk.first) / kBlockK;
@@ -378,13 +379,15 @@ INLINE void chunk_product(const Passes<4>& passes, const Columns& columns, Work&
 
 // Pairs [begin, end). Rows that do not stay in the cache at their full length meet several pairs at each chunk.
 template <int Bits, bool Mins>
-void pairs_product(const TileRows<Bits>& x, const QuantizedMatrix& w, const Result& to, int begin, int end, Work& work) {
+void pairs_product(const TileRows<Bits>& x, const QuantizedMatrix& w, const Result& to, int begin, int end,
+                   Work& work) {
   const Tiles tiles(x.step / kQuad, x.height);
   const auto start = Chunk<Bits>().next(w);
   const bool streams = Columns::stream(to, x.count, w);
   std::conditional_t<Bits == 8, Sums8<Mins>, Sums4> sums(x, work);
   for (int row = 0; row < x.count; row += kMostRows) {
-    const int rows = std::min(kMostRows, x.count - row), most = x.tile(rows, 0) - x.tile(0, 0) <= kNear ? 1 : kMostPairs;
+    const int rows = std::min(kMostRows, x.count - row);
+    const int most = x.tile(rows, 0) - x.tile(0, 0) <= kNear ? 1 : kMostPairs;
     for (int from = begin; from < end; from += most) {
       const int until = std::min(from + most, end);
       for (auto chunk = start, after = start; chunk.first < x.width; chunk = after) {
@@ -393,9 +396,9 @@ void pairs_product(const TileRows<Bits>& x, const QuantizedMatrix& w, const Resu
         for (int i = from; i < until; i++) {
           const bool ends = i + 1 == until;
           const Pair pair(w, i, to.gated), next(w, ends && !last ? from : i + 1, to.gated);
-          const Passes<Bits> passes{x, chunk, pair, !ends ? chunk : last ? start : after, next, work.total[i - from], row, rows};
-          const Columns columns(to, w, pair.at, streams);
-          chunk_product<Mins>(passes, columns, work, sums);
+          const auto& then = !ends ? chunk : last ? start : after;
+          const Passes<Bits> passes{x, chunk, pair, then, next, work.total[i - from], row, rows};
+          chunk_product<Mins>(passes, Columns(to, w, pair.at, streams), work, sums);
         }
       }
     }
