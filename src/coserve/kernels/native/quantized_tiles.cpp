@@ -24,6 +24,7 @@ constexpr int kPair = 2;             // panels at a time
 constexpr int kMostRows = 256;       // that the weights are read for once
 constexpr int kNear = 1 << 20;       // bytes of rows that stay in a core's own cache
 constexpr int kMostPairs = 16;       // that wait for the next chunk along k, beside more rows
+constexpr int kPiece = 512;          // of a chunk of two panels of 8-bit weights, which the nearest cache holds
 constexpr int kBlocks = 4;           // of 4-bit weights, whose sums wait to be scaled
 constexpr int kLines = kDepth / kQuad;  // of B, in a chunk
 
@@ -56,6 +57,7 @@ struct Chunk {
 struct alignas(64) Work {
   uint8_t b[kPair][kLines * kTileRow];  // a chunk's weights, of 4 bits
   int32_t sums[2][kPair * kBlocks][kTile * kTile];
+  int32_t part[kPair][kMostRows * kPanel];  // of a chunk's sums, from its first pieces
   float total[kMostPairs][kPair][kMostRows * kPanel];
 };
 
@@ -108,7 +110,7 @@ class Columns {
 
 // ---- sixteen rows against a chunk of two panels ---------------------------------------------------------------------
 
-// Two panels: neighbours, or one of gates and that of what they gate. Where there is an odd number of them the last one's
+// Two panels: neighbours, or one of gates and that of what they gate. Where their number is odd, the last one's
 // neighbour is itself, and not written.
 struct Pair {
   int at[kPair];
@@ -122,6 +124,7 @@ struct Pair {
 struct Place {  // in x, in its results, and in what follows the chunk
   int row, rows;        // at most sixteen
   float* total[kPair];  // [rows, 16] for each panel
+  int32_t* part[kPair];
   const uint8_t *here[kPair], *next[kPair];  // what to ask memory for, from `turn` on of the next chunk
   int turn;                                  // a step
   int lines, most;                           // in a step, and by chunk
@@ -162,18 +165,20 @@ class Sums8 {
  public:
   Sums8(const TileRows<8>& x, Work& work) : x_(x), work_(work) {}
 
-  void take(const Place& at, const Chunk<8>& chunk, const Pair& pair, const Columns& columns) {
+  // `piece`: what the tiles have of the chunk.
+  void take(const Place& at, const Chunk<8>& piece, const Chunk<8>& chunk, const Pair& pair, const Columns& columns) {
     scale();
     turn_ = 1 - turn_;
     TILE_STORE(0, work_.sums[turn_][0]);
     TILE_STORE(1, work_.sums[turn_][1]);
     TILE_STORE(2, work_.sums[turn_][2]);
     TILE_STORE(3, work_.sums[turn_][3]);
-    at_ = at, chunk_ = chunk, pair_ = pair, columns_ = columns;
+    at_ = at, piece_ = piece, chunk_ = chunk, pair_ = pair, columns_ = columns;
   }
 
   // Adds the last ones to their totals; with a row's last chunk these are complete, and go to their columns.
   void scale() const {
+    if (piece_.last < chunk_.last) return keep();
     const __mmask16 before = chunk_.first > 0 ? -1 : 0;
     const bool complete = chunk_.last == x_.width;
     __m512 scales[kPair], mins[kPair], totals[kPair];
@@ -185,10 +190,7 @@ class Sums8 {
     for (int r = 0; r < at_.rows; r++) {
       const int row = at_.row + r;
       UNROLL for (int p = 0; p < kPair; p++) {
-        const int32_t* of_high = work_.sums[turn_][2 * p] + r * kTile;
-        const int32_t* of_low = work_.sums[turn_][2 * p + 1] + r * kTile;
-        const __m512i high_sum = _mm512_slli_epi32(_mm512_load_si512(of_high), 8);
-        const __m512i sum = _mm512_add_epi32(high_sum, _mm512_load_si512(of_low));
+        const __m512i sum = this->sum(p, r);
         totals[p] = _mm512_maskz_load_ps(before, at_.total[p] + r * kPanel);
         totals[p] = Avx512::sum(totals[p], Avx512::scaled({sum}, scales[p]), 1.0f);
         if constexpr (Mins)
@@ -201,11 +203,23 @@ class Sums8 {
   }
 
  private:
+  void keep() const {
+    for (int p = 0; p < kPair; p++)
+      for (int r = 0; r < at_.rows; r++) _mm512_store_si512(at_.part[p] + r * kPanel, sum(p, r));
+  }
+  INLINE_MEMBER __m512i sum(int p, int r) const {
+    const __mmask16 before = piece_.first > chunk_.first ? -1 : 0;
+    const __m512i high = _mm512_load_si512(work_.sums[turn_][2 * p] + r * kTile);
+    const __m512i low = _mm512_load_si512(work_.sums[turn_][2 * p + 1] + r * kTile);
+    const __m512i part = _mm512_maskz_load_epi32(before, at_.part[p] + r * kPanel);
+    return _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low), part);
+  }
+
   const TileRows<8>& x_;
   Work& work_;
   int turn_ = 0;
   Place at_ = {};
-  Chunk<8> chunk_;
+  Chunk<8> piece_, chunk_;
   Pair pair_;
   Columns columns_;
 };
@@ -327,15 +341,16 @@ struct Passes {
   int row, rows;
 
   int count() const { return (rows + kTile - 1) / kTile; }
-  Place place(int pass) const {
-    const int done = pass * kTile, steps = (chunk.last - chunk.first) / x.step, asks = (count() - kSilent) * steps;
+  Place place(int pass, const Chunk<Bits>& piece) const {
+    const int done = pass * kTile, steps = (piece.last - piece.first) / x.step;
+    const int asks = (count() - kSilent) * ((chunk.last - chunk.first) / x.step);
     Place at = {};
     at.row = row + done, at.rows = std::min(kTile, rows - done);
     for (int p = 0; p < kPair; p++) at.total[p] = total[p] + done * kPanel;
     if (asks == 0) return at;
     const int all = bytes(after.last - after.first) / kTileRow, ahead = kAhead / kPair / bytes(x.step);
     at.lines = (all + asks - 1) / asks;
-    const int before = (pass - kSilent) * steps * at.lines;
+    const int before = ((piece.first - chunk.first) / x.step * count() + (pass - kSilent) * steps) * at.lines;
     at.most = std::max(0, all - before);
     for (int p = 0; p < kPair; p++) at.next[p] = next.panels[p].data + bytes(after.first) + before * kTileRow;
     if (count() > 1) return at;
@@ -352,11 +367,17 @@ struct Passes {
 };
 
 template <bool Mins>
-INLINE void chunk_product(const Passes<8>& passes, const Columns& columns, Work&, Sums8<Mins>& sums) {
-  for (int pass = 0; pass < passes.count(); pass++) {
-    const Place at = passes.place(pass);
-    multiply8(passes.x, at, passes.chunk, passes.pair.panels);
-    sums.take(at, passes.chunk, passes.pair, columns);
+INLINE void chunk_product(const Passes<8>& passes, const Columns& columns, Work& work, Sums8<Mins>& sums) {
+  const auto& chunk = passes.chunk;
+  const int most = passes.count() > 1 ? kPiece : kDepth;
+  for (Chunk<8> piece{chunk.first, chunk.first}; piece.last < chunk.last;) {
+    piece = {piece.last, std::min(piece.last + most, chunk.last)};
+    for (int pass = 0; pass < passes.count(); pass++) {
+      Place at = passes.place(pass, piece);
+      for (int p = 0; p < kPair; p++) at.part[p] = work.part[p] + pass * kTile * kPanel;
+      multiply8(passes.x, at, piece, passes.pair.panels);
+      sums.take(at, piece, chunk, passes.pair, columns);
+    }
   }
 }
 template <bool Mins>
@@ -366,7 +387,7 @@ INLINE void chunk_product(const Passes<4>& passes, const Columns& columns, Work&
   if (passes.chunk.first == 0)
     for (int p = 0; p < kPair; p++) std::memset(passes.total[p], 0, size_t(passes.rows) * kPanel * sizeof(float));
   for (int pass = 0; pass < passes.count(); pass++) {
-    const Place at = passes.place(pass);
+    const Place at = passes.place(pass, passes.chunk);
     if (pass == 0) dots4<Mins, true>(x, at, passes.chunk, panels, work);
     else dots4<Mins, false>(x, at, passes.chunk, panels, work);
     if (passes.chunk.last < x.width) continue;
