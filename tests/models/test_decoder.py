@@ -128,6 +128,7 @@ ONE_CALL = [
     ("llama", "auto", {"attention_bias": True, "mlp_bias": True}),
     ("mistral", "bf16", {"sliding_window": 24}),
     ("qwen2", "int8", {}),
+    ("llama", "int8", {"mlp_bias": True, "intermediate_size": 72}),  # no whole number of panels is gated
     ("qwen3", "int4", {}),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -88,32 +89,32 @@ class PagedLayout:
         `decode`: which segments, of one token each, are steps of decoding; None: those of one token. On a GPU they have
         a kernel of their own, with another order of summation: a prompt's last token should not take it by chance.
         """
-        positions, slots, tiles, tables, whole = [], [], [], [], []
-        row = table_start = 0
-        for start, length, blocks in segments:
-            table = np.asarray(blocks[: -(-(start + length) // BLOCK_SIZE)], dtype=np.int32)
-            where = np.arange(start, start + length, dtype=np.int32)
-            positions.append(where)
-            slots.append(table[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE)
+        positions, slots, tiles, tables, steps, others = (array("i") for _ in range(6))
+        row = context = longest = 0
+        for i, (start, length, blocks) in enumerate(segments):
+            table = blocks[: -(-(start + length) // BLOCK_SIZE)]
+            segment = (row, length, start, len(tables))
+            if length == 1 if decode is None else decode[i]:
+                steps.extend(segment)
+                context = max(context, start + 1)
+            else:
+                others.extend(segment)
+                longest = max(longest, length)
             for first in range(0, length, TILE_ROWS):
-                tiles.append((row + first, min(TILE_ROWS, length - first), start + first, table_start))
-            tables.append(table)
-            whole.append((row, length, start, table_start))
+                tiles.extend((row + first, min(TILE_ROWS, length - first), start + first, len(tables)))
+            positions.extend(range(start, start + length))
+            slots.extend(_slots(start, length, table))
+            tables.extend(table)
             row += length
-            table_start += len(table)
-        if decode is None:
-            decode = [segment[1] == 1 for segment in whole]
-        steps = [segment for segment, wanted in zip(whole, decode, strict=True) if wanted]
-        others = [segment for segment, wanted in zip(whole, decode, strict=True) if not wanted]
         return cls(
-            torch.from_numpy(np.concatenate(positions)),
-            torch.from_numpy(np.concatenate(slots)),
-            torch.from_numpy(np.asarray(tiles, dtype=np.int32)),
-            torch.from_numpy(np.concatenate(tables)),
-            torch.tensor(steps + others, dtype=torch.int32),
-            decoding=len(steps),
-            context=max((position + 1 for _, _, position, _ in steps), default=0),
-            longest=max((rows for _, rows, _, _ in others), default=0),
+            _int32(positions),
+            _int32(slots),
+            _int32(tiles).view(-1, 4),
+            _int32(tables),
+            _int32(steps + others).view(-1, 4),
+            decoding=len(steps) // 4,
+            context=context,
+            longest=longest,
         )
 
     def to(self, device: torch.device | str) -> PagedLayout:
@@ -125,3 +126,14 @@ class PagedLayout:
             tables=self.tables.to(device),
             segments=self.segments.to(device),
         )
+
+
+def _slots(start: int, length: int, table: Sequence[int]) -> Sequence[int]:
+    if length == 1:  # a step's: what numpy does for one number takes longer than the number
+        return (table[start // BLOCK_SIZE] * BLOCK_SIZE + start % BLOCK_SIZE,)
+    where = np.arange(start, start + length)
+    return (np.asarray(table)[where // BLOCK_SIZE] * BLOCK_SIZE + where % BLOCK_SIZE).tolist()
+
+
+def _int32(numbers: array[int]) -> Tensor:
+    return torch.frombuffer(numbers, dtype=torch.int32)

@@ -32,9 +32,9 @@ _TINY = 1e-30  # activations below this count as zero: their scale's inverse is 
 class QuantizedWeight:
     """A matrix [out, in], packed in panels of 16 rows (padded with zeros), its columns padded to a multiple of 32.
 
-    data, 8 bits: int8 [panels, in / 2, 16, 2], so that one vector holds two neighbours of each of the panel's rows.
-    data, 4 bits: uint8 [panels, in / 4, 8, 4], likewise with four; the low halves are the panel's first eight rows,
-    the high halves the others.
+    data, 8 bits: int8 [panels, in / 4, 16, 4], so that one vector holds four neighbours of each of the panel's rows.
+    data, 4 bits: uint8 [panels, in / 4, 8, 4]; the low halves are the panel's first eight rows, the high halves the
+    others.
     scales, mins: float16 [panels, groups, 16]; `mins` is None in symmetric formats.
     """
 
@@ -101,7 +101,7 @@ def pack(q: Tensor, scales: Tensor, mins: Tensor | None, *, bits: int, group: in
     width, height = _padded(columns, BLOCK), _padded(rows, PANEL)
     q = F.pad(q.to(torch.int8), (0, width - columns, 0, height - rows))
     if bits == 8:
-        data = q.view(-1, PANEL, width // 2, 2).permute(0, 2, 1, 3).contiguous()
+        data = q.view(-1, PANEL, width // 4, 4).permute(0, 2, 1, 3).contiguous()
     else:
         nibbles = (q if mins is not None else q + 8).view(torch.uint8).view(-1, 2, PANEL // 2, width // 4, 4)
         low, high = nibbles.permute(1, 0, 3, 2, 4)

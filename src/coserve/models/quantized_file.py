@@ -26,7 +26,7 @@ from coserve.models.weights import map_with_content
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of how matrices are packed and rounded: another one, and they are made again
+VERSION = 3  # of how matrices are packed and rounded: another one, and they are made again
 _TYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16"}
 _ALIGNMENT = 64  # bytes of a cache line; matrices begin at multiples
 _HEADER_BYTES = (1 << 14, 1 << 10)  # set aside for the header: at least, and for each matrix

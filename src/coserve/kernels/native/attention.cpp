@@ -19,6 +19,8 @@ constexpr int kKeys = kSpan * kBlock;
 constexpr float kMasked = -1e30f;         // a score that weighs nothing
 template <int L>
 constexpr int kQueries = L == 16 ? 4 : 2;  // at a time: as many sums as there are registers for
+template <int L>
+constexpr int kScored = L == 16 ? 2 : 1;  // blocks at a time: a query's element is read for all of their keys
 
 // Some of a span's keys, counted from its first one.
 struct Range {
@@ -32,24 +34,31 @@ struct Span {
   const T *keys[kSpan], *values[kSpan], *next_keys[kSpan];
 };
 
-// Queries [Q, dim] against a block's keys [dim, 16] -> scores [Q, kKeys]. `values`: the block's.
-template <int L, int Q, class T>
-INLINE void score_block(const float* q, const T* keys, const T* values, int dim, float* scores) {
+// Queries [Q, dim] against B blocks' keys [dim, 16] -> scores [Q, kKeys]. `values`: the blocks'.
+template <int L, int Q, int B, class T>
+INLINE void score_blocks(const float* q, const T* const* keys, const T* const* values, int dim, float* scores) {
   constexpr int N = kBlock / L;
-  Vec<L> even[Q][N] = {}, odd[Q][N] = {};
+  Vec<L> even[Q][B * N] = {}, odd[Q][B * N] = {};
   for (int d = 0; d < dim; d += 2) {
-    __builtin_prefetch(values + d * kBlock);
-    __builtin_prefetch(values + (d + 1) * kBlock);
-    UNROLL for (int i = 0; i < N; i++) {
-      const Vec<L> a = load<L>(keys + d * kBlock + i * L), b = load<L>(keys + (d + 1) * kBlock + i * L);
-      UNROLL for (int c = 0; c < Q; c++) {
-        even[c][i] += a * q[c * dim + d];
-        odd[c][i] += b * q[c * dim + d + 1];
+    Vec<L> a[B * N], b[B * N];
+    UNROLL for (int i = 0; i < B * N; i++) {
+      const T* at = keys[i / N] + d * kBlock + i % N * L;
+      a[i] = load<L>(at), b[i] = load<L>(at + kBlock);
+    }
+    UNROLL for (int i = 0; i < B; i++) {
+      __builtin_prefetch(values[i] + d * kBlock);
+      __builtin_prefetch(values[i] + (d + 1) * kBlock);
+    }
+    UNROLL for (int c = 0; c < Q; c++) {
+      const Vec<L> first = Vec<L>{} + q[c * dim + d], second = Vec<L>{} + q[c * dim + d + 1];
+      UNROLL for (int i = 0; i < B * N; i++) {
+        even[c][i] += a[i] * first;
+        odd[c][i] += b[i] * second;
       }
     }
   }
   UNROLL for (int c = 0; c < Q; c++)
-    UNROLL for (int i = 0; i < N; i++) store<L>(scores + c * kKeys + i * L, even[c][i] + odd[c][i]);
+    UNROLL for (int i = 0; i < B * N; i++) store<L>(scores + c * kKeys + i * L, even[c][i] + odd[c][i]);
 }
 
 // The scores of one query in blocks that begin at `blocks.first`, of which it sees `seen`, become weights; returns what
@@ -126,8 +135,11 @@ INLINE void attend_span(const Queries& all, int query, int number, const Span<T>
   float scores[Q * kKeys];
   const int dim = all.dim;
   float *q = all.q + query * dim, *results = all.results + query * dim;
-  for (int j = blocks.first; j < blocks.last; j += kBlock)
-    score_block<L, Q>(q, span.keys[j / kBlock], span.values[j / kBlock], dim, scores + j);
+  int j = blocks.first;
+  for (; j + kScored<L> * kBlock <= blocks.last; j += kScored<L> * kBlock)
+    score_blocks<L, Q, kScored<L>>(q, span.keys + j / kBlock, span.values + j / kBlock, dim, scores + j);
+  for (; j < blocks.last; j += kBlock)
+    score_blocks<L, Q, 1>(q, span.keys + j / kBlock, span.values + j / kBlock, dim, scores + j);
   for (int c = 0; c < Q; c++) {
     const Range seen = all.seen(query + c, number);
     float *weights = scores + c * kKeys, *result = results + c * dim;

@@ -63,6 +63,15 @@ void product(const bf16* x, const Matrix& m, const bf16* residual, bf16* y, int 
   coserve_linear_bf16_rows(x, as<bf16>(m.data), as<bf16>(m.bias), residual, y, rows, m.columns, m.depth);
 }
 
+template <class T>
+bool gated_product(const T*, const Matrix&, T*, int) {
+  return false;
+}
+bool gated_product(const float* x, const Matrix& m, float* y, int rows) {
+  return m.bits < 16 && gated_linear_quantized(x, as<uint8_t>(m.data), m.scales, m.mins, as<float>(m.bias), y, m.bits,
+                                               m.group, rows, m.columns, m.depth);
+}
+
 // Where the time goes, since the library was loaded: for benchmarks/step_time.py.
 enum Part { kProducts, kAttention, kSmall, kPartsOfLayer };
 double seconds[kPartsOfLayer];
@@ -103,10 +112,12 @@ void run(const Layer& l, const Rows& rows, T* keys, T* values, T* x, T* work) {
   T *gate_up = wide, *activated = gate_up + int64_t(n) * l.gate_up.columns;
   Do::norm(h, as<T>(l.post_norm), normed, n, hidden, l.eps);
   watch.lap(kSmall);
-  product(normed, l.gate_up, nullptr, gate_up, n);
-  watch.lap(kProducts);
-  Do::silu_and_mul(gate_up, activated, n, l.down.depth);
-  watch.lap(kSmall);
+  if (!gated_product(normed, l.gate_up, activated, n)) {
+    product(normed, l.gate_up, nullptr, gate_up, n);
+    watch.lap(kProducts);
+    Do::silu_and_mul(gate_up, activated, n, l.down.depth);
+    watch.lap(kSmall);
+  }
   product(activated, l.down, h, x, n);
   watch.lap(kProducts);
 }

@@ -29,3 +29,8 @@ void coserve_linear_quantized(const float* x, const uint8_t* data, const uint16_
                               const float* bias, const float* residual, float* y, int bits, int group, int rows,
                               int columns, int depth);
 }
+
+// y [rows, columns / 2] = silu of the first half of a product's columns times the second half. False where there is no
+// way but to compute the product first.
+bool gated_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales, const uint16_t* mins,
+                            const float* bias, float* y, int bits, int group, int rows, int columns, int depth);

@@ -101,7 +101,7 @@ INLINE float sum_of_block(const T* values) {
 template <int L>
 INLINE void round8(const float* x, int n, int width, int16_t* values, float* scale, float* sums) {
   *scale = round_all<L>(x, n, width, 16383.0f, values);
-  for (int b = 0; b < width / kBlockK; b++) sums[b] = sum_of_block(values + b * kBlockK);
+  for (int b = 0; sums && b < width / kBlockK; b++) sums[b] = sum_of_block(values + b * kBlockK);
 }
 template <int L>
 INLINE void round4(const float* x, int n, int width, int8_t* values, float* scales, float* sums) {
@@ -134,6 +134,11 @@ void interleave(const T* from, int n, T* to, int rows) {
   for (int i = 0; i < n; i++) to[int64_t(i) * rows] = from[i];
 }
 
+// 8-bit weights are widened where they lie, every second of a word: activations are paired likewise.
+void pair_every_second(int16_t* values, int n) {
+  for (int i = 0; i < n; i += 4) std::swap(values[i + 1], values[i + 2]);
+}
+
 // Fills a tile with rows of x [., depth].
 void fill(const Rows& rows, const Tile& tile, int bits, const float* x, int depth) {
   const int blocks = rows.width / kBlockK;
@@ -143,7 +148,9 @@ void fill(const Rows& rows, const Tile& tile, int bits, const float* x, int dept
   for (int r = 0; r < tile.rows; r++) {
     const float* from = x + int64_t(tile.row + r) * depth;
     if (bits == 8) {
-      round_row(from, depth, rows.width, reinterpret_cast<int16_t*>(words), rows.row_scales + tile.row + r, sums);
+      int16_t* values = reinterpret_cast<int16_t*>(words);
+      round_row(from, depth, rows.width, values, rows.row_scales + tile.row + r, sums);
+      pair_every_second(values, rows.width);
     } else {
       round_row(from, depth, rows.width, reinterpret_cast<int8_t*>(words), scales, sums);
       interleave(scales, blocks, tile.scales + r, tile.rows);
@@ -169,12 +176,12 @@ struct Plain {
     float v[kPanel];
   };
   static float fused(float a, float b, float c) { return a * b + c; }
-  static const uint8_t* pairs(const uint8_t* w) { return w; }
+  static const uint8_t* pairs(const uint8_t* w, bool odd) { return w + odd; }
   static const uint8_t* quads(const uint8_t* w) { return w; }
   static void add_pairs(Sums& s, const uint8_t* w, Word word) {
     int16_t x[2];
     std::memcpy(x, &word, sizeof word);
-    for (int c = 0; c < kPanel; c++) s.v[c] += int8_t(w[2 * c]) * x[0] + int8_t(w[2 * c + 1]) * x[1];
+    for (int c = 0; c < kPanel; c++) s.v[c] += int8_t(w[4 * c]) * x[0] + int8_t(w[4 * c + 2]) * x[1];
   }
   static void add_quads(Sums& s, const uint8_t* w, Word word) {
     int8_t x[4];
@@ -223,10 +230,11 @@ struct Avx2 {
     __m256 a, b;
   };
   static INLINE_MEMBER float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-  static INLINE_MEMBER Sums pairs(const uint8_t* w) {
-    return {_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)w)),
-            _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(w + 16)))};
+  static INLINE_MEMBER __m256i half(const uint8_t* w, bool odd) {
+    const __m256i v = _mm256_loadu_si256((const __m256i*)w);
+    return _mm256_srai_epi16(odd ? v : _mm256_slli_epi16(v, 8), 8);
   }
+  static INLINE_MEMBER Sums pairs(const uint8_t* w, bool odd) { return {half(w, odd), half(w + 32, odd)}; }
   static INLINE_MEMBER void add_pairs(Sums& s, const Sums& w, Word x) {
     const __m256i v = _mm256_set1_epi32(x);
     s.a = _mm256_add_epi32(s.a, _mm256_madd_epi16(w.a, v));
@@ -344,6 +352,14 @@ extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, co
   (worth_tiles(bits, rows) ? product_by_tiles : product_by_vectors)(x, w, {bias, residual, y}, rows);
 }
 
+bool gated_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales, const uint16_t* mins,
+                            const float* bias, float* y, int bits, int group, int rows, int columns, int depth) {
+  const QuantizedMatrix w{data, scales, mins, bits, group, columns, depth};
+  if (!worth_tiles(bits, rows) || !tiles_gate(w)) return false;
+  product_by_tiles(x, w, {bias, nullptr, y, true}, rows);
+  return true;
+}
+
 // The matrix itself, in float32 [rows, columns].
 extern "C" void coserve_dequantize(const uint8_t* data, const uint16_t* scales, const uint16_t* mins, float* out, int bits,
                                    int group, int rows, int columns) {
@@ -356,7 +372,7 @@ extern "C" void coserve_dequantize(const uint8_t* data, const uint16_t* scales, 
       const int64_t at = (panel * groups + g) * kPanel + c;
       const float scale = half_float(scales[at]), min = mins ? half_float(mins[at]) : bits == 4 ? -8 * scale : 0;
       for (int k = g * group; k < std::min(columns, (g + 1) * group); k++) {
-        const int byte = bits == 8 ? from[(k / 2 * kPanel + c) * 2 + k % 2] : from[(k / 4 * (kPanel / 2) + half) * 4 + k % 4];
+        const int byte = bits == 8 ? from[(k / 4 * kPanel + c) * 4 + k % 4] : from[(k / 4 * (kPanel / 2) + half) * 4 + k % 4];
         const int q = bits == 8 ? int8_t(byte) : c == half ? byte & 15 : byte >> 4;
         out[int64_t(row) * columns + k] = float(q) * scale + min;
       }

@@ -34,15 +34,17 @@ struct QuantizedMatrix {  // [columns, depth]
 };
 
 // A row of `n` elements, with zeros up to `width`: its values, for each block of 32 the scale (one for all beside 8-bit
-// weights) and the sum (beside 4-bit weights times the scale).
+// weights) and the sum (beside 4-bit weights times the scale; beside 8-bit ones `sums` may be null).
 void round_row(const float* x, int n, int width, int16_t* values, float* scale, float* sums);
 void round_row(const float* x, int n, int width, int8_t* values, float* scales, float* sums);
 
 struct Result {  // bias and residual may be null
   const float *bias, *residual;  // [columns], [rows, columns]
   float* y;                      // [rows, columns]
+  bool gated = false;  // y [rows, columns / 2] is silu of the first half of the columns times the second half
 };
 
 // Where the processor has AMX: y = x [rows, depth] W^T + bias + residual, the same to the bit as without.
 bool worth_tiles(int bits, int rows);
+bool tiles_gate(const QuantizedMatrix& w);  // whether results can be gated
 void product_by_tiles(const float* x, const QuantizedMatrix& w, const Result& to, int rows);

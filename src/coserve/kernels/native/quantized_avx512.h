@@ -11,8 +11,9 @@ struct Avx512 {  // with VNNI, which sums what it multiplies
   using ShortSums = Sums;
   using Floats = __m512;
   static INLINE_MEMBER float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-  static INLINE_MEMBER __m512i pairs(const uint8_t* w) {
-    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)w));
+  static INLINE_MEMBER __m512i pairs(const uint8_t* w, bool odd) {
+    const __m512i v = _mm512_loadu_si512(w);
+    return _mm512_srai_epi16(odd ? v : _mm512_slli_epi16(v, 8), 8);
   }
   static INLINE_MEMBER void add_pairs(Sums& s, __m512i w, Word x) {
     s.v = _mm512_dpwssd_epi32(s.v, w, _mm512_set1_epi32(x));

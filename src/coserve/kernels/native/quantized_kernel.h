@@ -34,11 +34,11 @@ INLINE void dots8(const Tile& x, const Panel& p, int first, int last, float* tot
     end = std::min(last, (group + 1) * p.group);
     Each<typename M::Sums, R> sums, others;  // two chains, where additions wait for each other
     const uint8_t* w = p.data + int64_t(k) * kPanel;
-    const Word* words = x.words + int64_t(k) / 2 * R;
+    const Word* words = x.words + int64_t(k) / 2 * R;  // as `fill` orders them
     for (int steps = (end - k) / 4; steps > 0; steps--, w += 4 * kPanel, words += 2 * R) {
       ahead.fetch();
       UNROLL for (int pair = 0; pair < 2; pair++) {
-        const auto pairs = M::pairs(w + pair * 2 * kPanel);
+        const auto pairs = M::pairs(w, pair);
         auto& chain = pair && R <= M::kTwoChains ? others : sums;
         chain.act([&](auto& sum, int r) ALWAYS { M::add_pairs(sum, pairs, words[pair * R + r]); });
       }

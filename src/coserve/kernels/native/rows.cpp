@@ -52,13 +52,6 @@ INLINE void norm_gradient_row(const T* x, const T* weight, const T* g, T* dx, in
 }
 
 template <int L, class T>
-INLINE Vec<L> silu(Vec<L> g, const T* like) {
-  Vec<L> e = exp_negative<L>(g < 0.0f ? g : -g);  // exp(-|g|)
-  Vec<L> top = g < 0.0f ? e : Vec<L>{} + 1.0f;
-  return rounded<L>(g * top / (e + 1.0f), like);
-}
-
-template <int L, class T>
 INLINE void silu_row(const T* gate, const T* up, T* out, int n) {
   int i = 0;
   for (; i + L <= n; i += L) store<L>(out + i, silu<L>(load<L>(gate + i), gate) * load<L>(up + i));

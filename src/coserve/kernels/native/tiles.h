@@ -28,10 +28,10 @@ constexpr int kTileBytes = kTile * kTileRow;
 // This thread's tiles, for as long as it lives: 0 to 3 are sums, 4 and 5 A, 6 and 7 B.
 class Tiles {
  public:
-  explicit Tiles(int words = kTile) {  // along k
-    for (int tile = 0; tile < 8; tile++) row_bytes_[tile] = kTileRow, rows_[tile] = kTile;
+  explicit Tiles(int words = kTile, int rows = kTile) {  // along k, and of A
+    for (int tile = 0; tile < 6; tile++) row_bytes_[tile] = kTileRow, rows_[tile] = rows;
     for (int a = 4; a < 6; a++) row_bytes_[a] = words * 4;
-    for (int b = 6; b < 8; b++) rows_[b] = words;
+    for (int b = 6; b < 8; b++) row_bytes_[b] = kTileRow, rows_[b] = words;
     asm volatile("ldtilecfg %0" : : "m"(*this));
   }
   ~Tiles() { asm volatile("tilerelease" : :); }

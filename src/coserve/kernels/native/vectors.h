@@ -138,6 +138,13 @@ INLINE Vec<L> exp_negative(Vec<L> x) {
   return x < -87.0f ? Vec<L>{} : scaled;
 }
 
+template <int L, class T>
+INLINE Vec<L> silu(Vec<L> g, const T* like) {
+  Vec<L> e = exp_negative<L>(g < 0.0f ? g : -g);  // exp(-|g|)
+  Vec<L> top = g < 0.0f ? e : Vec<L>{} + 1.0f;
+  return rounded<L>(g * top / (e + 1.0f), like);
+}
+
 // A thread's own memory of at least n floats, for as long as the call takes.
 INLINE float* scratch_floats(size_t n) {
   static thread_local std::vector<float> buffer;
