@@ -46,7 +46,7 @@ class Parameters:
 
     def grad_norm(self) -> Tensor:
         """The 2-norm of all gradients together: float64 [], on their device, so that nobody waits for it."""
-        return torch.stack([grad.square().sum() for grad in self.grads.values()]).double().sum().sqrt()
+        return torch.stack(torch._foreach_norm(list(self.grads.values()))).double().norm()
 
     def update(self, group: str, learning_rate: float, clip: Tensor) -> None:
         """AdamW on one group, with its gradients scaled by `clip` (float32 []); then they are zero."""
