@@ -355,6 +355,23 @@ def test_steps_stay_short_while_a_higher_priority_is_expected(checkpoint):
     assert engine._max_tokens(106.0) == most, "none came for ten seconds"
 
 
+def test_under_goals_too_slices_end_when_a_request_comes(checkpoint, monkeypatch):
+    engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
+    ran = []
+
+    def run(left: float) -> float:
+        ran.append(left)
+        if len(ran) == 2:
+            engine.call(lambda: None)
+        return 0.01
+
+    monkeypatch.setattr(engine, "_run_slice", run)
+    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 100.0)
+    monkeypatch.setattr(type(engine._background), "__bool__", lambda self: True)
+    engine._use_slack(engine._plan(0.0), 0.1)
+    assert len(ran) == 2
+
+
 def test_training_waits_for_the_deadlines_of_the_highest_priority_only(checkpoint):
     engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
     now = time.perf_counter()

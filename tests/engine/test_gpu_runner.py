@@ -355,6 +355,16 @@ def test_whatever_a_graph_will_launch_is_compiled_before_it_is_captured(engine, 
     assert [kind.rows for kind in run] == [16, 32, 64] and all(kind.adapted for kind in run)
 
 
+def test_rows_that_decode_beside_a_prompt_are_warmed_up_as_well(engine, monkeypatch):
+    """Their attention is another kernel than that of a step in which all decode."""
+    runner, mixed = engine._runner, []
+    monkeypatch.setattr(runner._graphs, "warm_up", lambda: None)
+    compute = runner._compute
+    monkeypatch.setattr(runner, "_compute", lambda batch, ride: (mixed.append(batch.layout), compute(batch, ride))[1])
+    runner.warm_up(range(engine.scheduler.pool.total), 16, lambda load, seconds: None)
+    assert (1, 2) in {(layout.decoding, layout.segments.shape[0]) for layout in mixed}
+
+
 def test_an_adapter_for_which_memory_does_not_reach_leaves_the_others_as_they_were(engine, cpu, tmp_path, monkeypatch):
     short = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
     for name, rank in (("small", 4), ("large", 8)):

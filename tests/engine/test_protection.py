@@ -119,3 +119,16 @@ def test_one_that_protection_starves_rises_until_it_rides():
     highs, lows, _ = serve(1.0, 1, 1, Linear(), 200, aging_seconds=0.1)
     assert highs[0].completion_tokens == 200
     assert 90 < lows[0].completion_tokens < 115, "ten priorities at a tenth of a second, in steps of 11 ms"
+
+
+def test_what_riders_paid_for_a_step_that_did_not_take_place_is_theirs_again():
+    scheduler = new_scheduler(blocks=4096, protect=1.10)
+    protection = Protection(scheduler.config, Linear(row=0.001))
+    for request in (active(1, max_tokens=99, priority=1), active(1, max_tokens=99)):
+        scheduler.add(request)
+    before = protection._balance
+    plan = scheduler.plan(64, 0.0)
+    assert protection.riders(plan, 64, 0.0) and plan.grown > 0
+    earned = 0.1 * plan.alone
+    protection.take_back(plan)
+    assert protection._balance == pytest.approx(before + earned)

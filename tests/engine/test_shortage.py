@@ -110,6 +110,15 @@ def test_when_it_fails_again_steps_have_fewer_rows(engine, memory, wanted):  # n
     assert tried[64] == 2 and max(rows for rows in tried if rows <= 20) > 4
 
 
+def test_whoever_decodes_and_some_of_a_prompt_have_room_in_any_step():
+    shortage = Shortage(100)
+    assert shortage.most_rows(30, now=0.0) == 100
+    assert shortage.make_smaller(34, 17, now=0.0) and not shortage.make_smaller(17, 17, now=0.0)
+    assert shortage.most_rows(10, now=1.0) == 17 and shortage.most_rows(30, now=1.0) == 30
+    assert shortage.most_rows(200, now=1.0) == 100
+    assert shortage.most_rows(10, now=1.0 + Shortage.SECONDS) == 100
+
+
 def test_steps_are_as_large_as_ever_after_a_while(engine, memory, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Shortage, "SECONDS", 0.0)
     memory.enough = lambda rows: len(memory.rows) > 2

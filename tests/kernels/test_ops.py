@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from coserve.kernels import BLOCK_SIZE, KVCache, PagedLayout, ops, reference
+from coserve.kernels import BLOCK_SIZE, KVCache, PagedLayout, native, ops, reference
 from coserve.kernels.native import library
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -16,6 +18,14 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 def close(actual: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
     scale = wanted.abs().max().item() + 1e-6
     assert (actual.double() - wanted.double()).abs().max().item() <= TOLERANCE[dtype] * scale
+
+
+def test_kernels_of_other_sources_are_left_out(monkeypatch, caplog):
+    """Matrices that they take for packed in their way would give wrong numbers, without a word."""
+    monkeypatch.setenv("COSERVE_NATIVE", "1")
+    other = SimpleNamespace(coserve_packing=lambda: native.PACKING - 1)
+    monkeypatch.setattr(native.ctypes, "CDLL", lambda path: other)
+    assert native.library.__wrapped__() is None and "build them again" in caplog.text
 
 
 def test_the_native_library_was_built():

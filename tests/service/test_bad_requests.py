@@ -5,8 +5,10 @@ import json
 import httpx
 import pytest
 
+from coserve.errors import OutOfMemory
 from coserve.service.chat import ChatBody
 from coserve.service.completions import CompletionBody
+from coserve.service.errors import reply
 from coserve.service.fine_tuning import JobBody
 
 CHAT, COMPLETIONS, JOBS = "/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs"
@@ -288,3 +290,8 @@ def test_no_value_of_any_field_is_more_than_a_bad_request(http, make):
 def test_nothing_of_it_stopped_the_server(http, engine):
     assert http.post(CHAT, json=chat()[1]).status_code == 200
     assert len(engine.requests) == 1
+
+
+def test_nobody_tries_again_what_memory_does_not_reach_for():
+    headers = reply(OutOfMemory("The GPU's memory does not suffice for a step of 9000 tokens.")).headers
+    assert headers["x-should-retry"] == "false" and "retry-after" not in headers

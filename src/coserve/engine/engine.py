@@ -460,6 +460,7 @@ class Engine:
             log.warning("a step of %d tokens found no memory: %s", plan.rows, str(error))
         for request in plan.asking():
             self.scheduler.take_back(request)
+        self._protection.take_back(plan)
         return None
 
     def _give_way(self, plan: Plan) -> None:
@@ -492,7 +493,7 @@ class Engine:
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
-        for request, length in self._protection.riders(plan, self._shortage.most_rows(now), now):
+        for request, length in self._protection.riders(plan, self._most_rows(now), now):
             self.scheduler.take(plan, request, length, now)
         plan.arrange()
         self._see(now)
@@ -509,7 +510,7 @@ class Engine:
         kept as short when nobody decodes but requests of a higher priority came lately: the next one to come waits for
         one such step at most, not for the longest one.
         """
-        foremost, most = self.scheduler.foremost(), self._shortage.most_rows(now)
+        foremost, most = self.scheduler.foremost(), self._most_rows(now)
         waiting = [r for r in foremost if r.decoding]
         if not waiting and not self._higher_expected(foremost, now):
             return most
@@ -521,6 +522,11 @@ class Engine:
         own = min((r.itl_goal(self.config) for r in waiting), default=self.config.itl_goal)
         goal = max(own, 2 * seconds(len(waiting)))
         return largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
+
+    def _most_rows(self, now: float) -> int:
+        """Of a step: for all who decode, and something of a prompt, whatever memory there is."""
+        least = sum(r.decoding for r in self.scheduler.running) + _SMALLEST_CHUNK
+        return self._shortage.most_rows(least, now)
 
     def _higher_expected(self, foremost: Sequence[ActiveRequest], now: float) -> bool:
         """Whether requests of a higher priority than these ran within the last seconds."""
@@ -639,7 +645,7 @@ class Engine:
         if self.config.protect == "goals":
             left = 0.9 * (0.0 if plan.short else self._allowance(plan, whole))
             until = time.perf_counter() + left
-            while left > 0 and (took := self._run_slice(left)):
+            while left > 0 and not self._somebody_came() and (took := self._run_slice(left)):
                 left = min(left - took, until - time.perf_counter())  # a GPU's slices are launched before they run
             return
         self._slack.spend(plan.grown)

@@ -49,6 +49,10 @@ class Protection:
         self._balance -= plan.grown
         return riders
 
+    def take_back(self, plan: Plan) -> None:
+        """The step did not take place."""
+        self._balance += plan.grown
+
     def _length(self, request: ActiveRequest, load: Load, most: int, limit: float) -> int:
         """How many of a request's tokens fit into a step of `most` rows and `limit` seconds beside this load."""
         most = min(request.remaining, most - load.rows)

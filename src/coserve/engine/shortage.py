@@ -19,9 +19,9 @@ class Shortage:
         self._until = -math.inf
         self._tried = False
 
-    def most_rows(self, now: float) -> int:
-        """Rows that a step may have."""
-        return self._limit if now < self._until else self._most
+    def most_rows(self, least: int, now: float) -> int:
+        """Rows that a step may have; `least`: in any case."""
+        return min(self._most, max(self._limit, least)) if now < self._until else self._most
 
     def launched(self) -> None:
         """A step has found its memory."""

@@ -21,12 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from coserve.errors import ModelError
+from coserve.kernels.native import PACKING
 from coserve.kernels.quantized import QuantizedWeight
 from coserve.models.weights import map_with_content
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of how matrices are packed and rounded: another one, and they are made again
 _TYPES = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16"}
 _ALIGNMENT = 64  # bytes of a cache line; matrices begin at multiples
 _HEADER_BYTES = (1 << 14, 1 << 10)  # set aside for the header: at least, and for each matrix
@@ -37,7 +37,7 @@ _ABANDONED_SECONDS = 3600.0
 
 def identity(files: Iterable[Path], *made_with: str) -> str:
     """Tells one checkpoint from another by its files' paths, sizes, times and beginnings, without reading them all."""
-    digest = hashlib.sha256(repr((VERSION, made_with)).encode())
+    digest = hashlib.sha256(repr((PACKING, made_with)).encode())
     for file in sorted(files):
         state = file.stat()
         with file.open("rb") as content:

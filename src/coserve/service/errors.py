@@ -10,7 +10,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coserve.errors import AuthenticationError, Conflict, CoserveError, InvalidRequest, NotFound, Unavailable
+from coserve.errors import (
+    AuthenticationError,
+    Conflict,
+    CoserveError,
+    InvalidRequest,
+    NotFound,
+    OutOfMemory,
+    Unavailable,
+)
 
 log = logging.getLogger("coserve.service")
 
@@ -68,9 +76,9 @@ def reply(error: CoserveError) -> JSONResponse:
     headers = dict(getattr(error, "headers", {}))
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable) and not isinstance(error, OutOfMemory):
         headers.setdefault("retry-after", "1")
-    if isinstance(error, Conflict):
+    if isinstance(error, (Conflict, OutOfMemory)):
         headers["x-should-retry"] = "false"  # openai-python would try again, in vain
     if isinstance(error, PayloadTooLarge):
         headers["connection"] = "close"  # the rest of the body stays unread

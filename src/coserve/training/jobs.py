@@ -127,6 +127,8 @@ class TrainingJob:
                 trainer.paused = self._paused
                 self._trainer = trainer
             self.engine.attach(trainer)
+        except OutOfMemory as error:
+            self._fail(error)
         except Unavailable:
             return  # the engine ends; the job goes on when another one has its directory
         except Exception as error:

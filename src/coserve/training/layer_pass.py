@@ -115,7 +115,8 @@ class LayerPass(MicroBatchPass):
         kept = bool(self._graphs)
         self._graphs.clear()
         self._first_kept = len(self.m.decoder.layers)
-        self.w.kept_bytes //= 2
+        if kept:
+            self.w.kept_bytes //= 2
         return kept
 
     # ---- stages -----------------------------------------------------------------------------------------------

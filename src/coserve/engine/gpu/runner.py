@@ -19,6 +19,7 @@ from coserve.engine.plan import Plan
 from coserve.engine.request import SamplingParams
 from coserve.engine.runner import Flight, Landed, Observe, made_up
 from coserve.engine.sampler import needs_logits, sample_row
+from coserve.engine.segment import Segment
 from coserve.kernels import KVCache, LoraLayer
 from coserve.kernels.gpu.decode import DecodeRows
 from coserve.kernels.gpu.sampling import TOO_FEW, sample
@@ -59,6 +60,9 @@ class GpuRunner:
     @torch.inference_mode()
     def warm_up(self, blocks: Sequence[int], most_rows: int, observe: Observe) -> None:
         self._graphs.warm_up()
+        if len(blocks) > 1:  # a prompt in a step takes other kernels of those that decode
+            decoding = Segment("decode", [0], 0, blocks[:1], sample=True)
+            self._compute(Batch.of([decoding, made_up(1, blocks[1:])]), None)
         for rows in (rows for rows in _WARM_UP_ROWS if rows <= most_rows):
             for _ in range(2):  # the first time compiles
                 batch = Batch.of([made_up(rows, blocks)])

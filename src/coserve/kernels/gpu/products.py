@@ -57,7 +57,8 @@ class Launch:
 
 
 def choose_tile(weight: Tensor | QuantizedRows, dtype: torch.dtype) -> Tile:
-    """For rows of this format. Programs of one warp are as many as it takes, without splitting columns."""
+    """For rows of this format. Narrow matrices of floats have programs of one warp: enough of them, mostly, without
+    splitting columns."""
     if isinstance(weight, QuantizedRows):
         return Tile(64, weight.slice)
     enough = weight.shape[0] >= 64 * _PROGRAMS["float"]

@@ -9,16 +9,21 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import logging
 import os
 
 import torch
 
+log = logging.getLogger(__name__)
+
+PACKING = 3  # of how matrices are packed and rounded: another one, and files of them are made again
 LEVELS = ("plain", "avx2", "avx512", "amx")  # as level.h has them
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, or None where they were not built. PyTorch is loaded first: its threads are the ones used.
+    """The kernels, or None where they were not built, or from sources that packed matrices in another way. PyTorch is
+    loaded first: its threads are the ones used.
 
     Raises `ValueError` for a COSERVE_NATIVE that says nothing.
     """
@@ -31,9 +36,13 @@ def library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     try:
-        return ctypes.CDLL(spec.origin)
+        kernels = ctypes.CDLL(spec.origin)
     except OSError:  # e.g. a PyTorch without OpenMP, whose threads the library expects
         return None
+    if hasattr(kernels, "coserve_packing") and kernels.coserve_packing() == PACKING:
+        return kernels
+    log.warning("the CPU kernels in %s are of other sources, and left out: build them again", spec.origin)
+    return None
 
 
 @functools.cache
