@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
-from coserve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, Unavailable
+from coserve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
 from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
 from coserve.roofline import Chip, Roofline
@@ -370,6 +370,36 @@ def test_under_goals_too_slices_end_when_a_request_comes(checkpoint, monkeypatch
     monkeypatch.setattr(type(engine._background), "__bool__", lambda self: True)
     engine._use_slack(engine._plan(0.0), 0.1)
     assert len(ran) == 2
+
+
+def test_a_prompt_without_memory_fails_also_where_more_decode_than_are_in_its_step(checkpoint):
+    """Steps get no smaller than all who decode and some of a prompt: trying goes on no longer than that."""
+    engine = slow_engine(checkpoint, EngineConfig(protect=1.0, kv_cache_tokens=4096))
+    launch, ended = engine._runner.launch, []
+
+    def limited(plan, ride):
+        if any(request.priority for request, _ in plan.chosen):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return launch(plan, ride)
+
+    engine._runner.launch = limited
+
+    def take(tokens: int, priority: int) -> None:
+        request = Request(prompt(tokens), GREEDY, "tiny", priority=priority)
+        one = engine._activate(request, lambda output: ended.append((priority, output.error)))
+        engine._requests[request.id] = one
+        engine.scheduler.add(one)
+
+    for _ in range(20):
+        take(3, 0)
+    engine.step()
+    assert sum(r.decoding for r in engine.scheduler.running) == 20
+    ended.clear()
+    take(30, 1)
+    for _ in range(20):
+        engine.step()
+    failed = [error for priority, error in ended if priority]
+    assert len(failed) == 1 and isinstance(failed[0], OutOfMemory)
 
 
 def test_training_waits_for_the_deadlines_of_the_highest_priority_only(checkpoint):

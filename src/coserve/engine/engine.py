@@ -471,8 +471,7 @@ class Engine:
         if self._shortage.try_again() or gave:
             return
         prompts = [request for request, _ in plan.chosen if not request.decoding]
-        least = len(plan.chosen) - len(prompts) + _SMALLEST_CHUNK
-        if prompts and self._shortage.make_smaller(plan.rows, least, time.perf_counter()):
+        if prompts and self._shortage.make_smaller(plan.rows, self._least_rows(), time.perf_counter()):
             return
         if self._background.end_first(OutOfMemory(_NO_MEMORY_TO_TRAIN)):
             return
@@ -524,9 +523,11 @@ class Engine:
         return largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
 
     def _most_rows(self, now: float) -> int:
-        """Of a step: for all who decode, and something of a prompt, whatever memory there is."""
-        least = sum(r.decoding for r in self.scheduler.running) + _SMALLEST_CHUNK
-        return self._shortage.most_rows(least, now)
+        return self._shortage.most_rows(self._least_rows(), now)
+
+    def _least_rows(self) -> int:
+        """That a step may have whatever memory there is: all who decode, and something of a prompt."""
+        return sum(r.decoding for r in self.scheduler.running) + _SMALLEST_CHUNK
 
     def _higher_expected(self, foremost: Sequence[ActiveRequest], now: float) -> bool:
         """Whether requests of a higher priority than these ran within the last seconds."""

@@ -344,8 +344,9 @@ void product_by_vectors(const float* x, const QuantizedMatrix& w, const Result& 
 
 }  // namespace
 
-// y [rows, columns] = x [rows, depth] W^T + bias + residual, of a packed W. `mins`, `bias` and `residual` may be null.
 extern "C" int coserve_packing() { return 3; }  // of matrices; as native/__init__.py has it
+
+// y [rows, columns] = x [rows, depth] W^T + bias + residual, of a packed W. `mins`, `bias` and `residual` may be null.
 extern "C" void coserve_linear_quantized(const float* x, const uint8_t* data, const uint16_t* scales,
                                          const uint16_t* mins, const float* bias, const float* residual, float* y,
                                          int bits, int group, int rows, int columns, int depth) {
