@@ -7,7 +7,7 @@ import torch
 
 from coserve.kernels import BLOCK_SIZE, KVCache, PagedLayout
 from coserve.kernels.gpu import attention, rope
-from coserve.kernels.gpu.attention import decode_attention, paged_attention, rope_and_attend
+from coserve.kernels.gpu.attention import paged_attention, rope_and_attend
 from tests.kernels.gpu.oracle import DEVICE, close
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -194,7 +194,7 @@ def test_attention_turns_heads_and_fills_the_cache(heads, kv_heads, dim, normed,
     rope.rope_and_store(turned, *how, layout, other, 0, *shape)
     wanted = paged_attention(turned, layout, other, 0, *shape, dim**-0.5, window)
     before = qkv.clone()
-    got = decode_attention(qkv, attention.Rotation(*how), layout, cache, 0, *shape, dim**-0.5, window)
+    got = rope_and_attend(qkv, *how, layout, cache, 0, *shape, dim**-0.5, window)
     assert torch.equal(qkv, before)
     close(cache.keys[0], other.keys[0].cpu().double(), torch.bfloat16)
     assert torch.equal(cache.values[0], other.values[0])
@@ -215,10 +215,10 @@ def test_attention_turns_heads_where_all_rows_decode(segments, together, monkeyp
 def test_a_row_that_turns_its_heads_does_not_know_its_company():
     qkv, layout, cache = make(4, 2, 32, [(100, 1)] * 15 + [(300, 1)], torch.bfloat16)
     angle = torch.randn(400, 16)
-    rotation = attention.Rotation(None, None, 1e-6, angle.cos().to(DEVICE), angle.sin().to(DEVICE))
-    together = decode_attention(qkv, rotation, layout, cache, 0, 4, 2, 32**-0.5)
+    rotation = (None, None, 1e-6, angle.cos().to(DEVICE), angle.sin().to(DEVICE))
+    together = rope_and_attend(qkv, *rotation, layout, cache, 0, 4, 2, 32**-0.5)
     for row, past in ((0, 100), (15, 300)):
         table = layout.tables[layout.segments[row, 3] :].tolist()
         where = PagedLayout.build([(past, 1, table)]).to(DEVICE)
-        alone = decode_attention(qkv[row : row + 1], rotation, where, cache, 0, 4, 2, 32**-0.5)
+        alone = rope_and_attend(qkv[row : row + 1], *rotation, where, cache, 0, 4, 2, 32**-0.5)
         assert torch.equal(alone[0], together[row])

@@ -98,32 +98,13 @@ def rope_and_attend(
     scale: float,
     window: int | None = None,
 ) -> Tensor:
-    """`rope_and_store` and `paged_attention`: in one where few rows decode, and nothing else; else it does not pay."""
-    rows = qkv.shape[0]
-    if rows == layout.decoding <= _FEW and cache.key_scales is None:
+    """`rope_and_store` and `paged_attention`: in one, which leaves qkv as it is, where few rows decode and nothing else
+    (else it does not pay), into a cache without scales."""
+    if qkv.shape[0] == layout.decoding <= _FEW and cache.key_scales is None:
         rotation = Rotation(q_norm, k_norm, eps, cos, sin)
-        return decode_attention(qkv, rotation, layout, cache, layer, heads, kv_heads, scale, window)
+        return _launch(qkv, rotation, layout, cache, layer, heads, kv_heads, scale, window, None, None)
     rope_and_store(qkv, q_norm, k_norm, eps, cos, sin, layout, cache, layer, heads, kv_heads)
     return paged_attention(qkv, layout, cache, layer, heads, kv_heads, scale, window)
-
-
-def decode_attention(
-    qkv: Tensor,
-    rotation: Rotation,
-    layout: PagedLayout,
-    cache: KVCache,
-    layer: int,
-    heads: int,
-    kv_heads: int,
-    scale: float,
-    window: int | None = None,
-) -> Tensor:
-    """`rope_and_store` and `paged_attention` in one, where all segments decode; qkv stays as it is.
-
-    The cache has no scales.
-    """
-    assert layout.decoding == layout.segments.shape[0] and cache.key_scales is None
-    return _launch(qkv, rotation, layout, cache, layer, heads, kv_heads, scale, window, None, None)
 
 
 def _launch(
