@@ -13,6 +13,7 @@ from benchmarks.gpu_training import shape_of, train_steps
 from benchmarks.report import Row, median, paired_ratio, progress
 from benchmarks.training_load import TrainingInEngine
 from benchmarks.workload import endless_requests, poisson_arrivals
+from coserve.engine.stats import EngineStats
 
 _LOAD = 0.5
 _PATIENCE = 30.0
@@ -55,12 +56,20 @@ def serve(bench: Bench, peak: float, number: int, training: TrainingInEngine | N
     window = Window.after(bench.seconds / 4, bench.seconds)
     arrivals = poisson_arrivals(requests, _LOAD * peak, seed)
     settled = lambda: training is None or training.marks.reached(window.end)  # noqa: E731
+    before = engine.stats()
     timelines = open_loop(engine, arrivals, window, settled, _PATIENCE)
-    figures = serving_figures(timelines, window)
+    figures = serving_figures(timelines, window) | booked(before, engine.stats())
     figures["training_tokens_per_s"] = 0.0 if training is None else training.marks.rate(window)
     if training is not None:
         training.stop()
     return figures
+
+
+def booked(before: EngineStats, after: EngineStats) -> Row:
+    """How the engine says that its time was spent."""
+    training = after.training_seconds - before.training_seconds
+    inference = after.inference_seconds - before.inference_seconds
+    return {"training_share": training / (training + inference)}
 
 
 def summary(rounds: list[Row], trained: float) -> list[Row]:
@@ -84,6 +93,7 @@ def summary(rounds: list[Row], trained: float) -> list[Row]:
         row("ITL ms, p50", "itl_ms_p50", 1.10),
         row("ITL ms, p99", "itl_ms_p99", 1.20),
         of_training(),
+        row("share of the time", "training_share"),
         row("TTFT ms, p50", "ttft_ms_p50"),
         row("TTFT ms, p99", "ttft_ms_p99"),
         row("output tokens/s", "output_tokens_per_s"),

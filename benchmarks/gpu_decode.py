@@ -36,7 +36,7 @@ def measure(bench: Bench) -> list[Row]:
 def decoding(bench: Bench, weights: str, streams: int) -> Row:
     engine, output = bench.engine(weights), bench.size.output
     prompt = bench.size.context - output // 2
-    answers(engine, bench.requests(streams, prompt, max(2, output // 8)))  # warm-up
+    answers(engine, bench.requests(streams, prompt, output))  # captures the steps of all lengths
     speeds, gaps = [], []
     for number in range(1, bench.rounds + 2):
         timelines = answers(engine, bench.requests(streams, prompt, output))

@@ -19,7 +19,7 @@ from coserve.engine import SamplingParams
 
 _ANSWER = 16  # tokens that both score
 _ALIKE = 0.1  # nats by which a token's score may differ: bfloat16's rounding, summed in another order
-_QUICK_LIMIT, _LIMIT = 100.0, 300.0  # seconds for the peer
+_QUICK_LIMIT, _LIMIT = 150.0, 300.0  # seconds for the peer
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ def _streams(bench: Bench) -> tuple[int, ...]:
 def _tasks(bench: Bench, ours: Ours) -> list[dict[str, Any]]:
     size = bench.size
     load = {"prompt": size.context - size.output // 2, "steps": size.output}
+    many = {"requests": size.streams, "prompt": size.context - size.output, "output": size.output}
     return [
         {"name": "agreement", "tokens": ours.tokens, "answer": len(ours.logprobs)},
-        {"name": "continuous", "requests": size.streams, "prompt": size.context - size.output, "output": size.output},
         *({"name": "compiled", "streams": streams, **load} for streams in _streams(bench)),
+        {"name": "continuous", **many, "warm": 2 if bench.quick else size.output, "rounds": 1 if bench.quick else 2},
     ]
 
 

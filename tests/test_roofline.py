@@ -37,6 +37,26 @@ def test_a_correction_learns_a_factor_of_two_and_forgives_an_outlier():
     assert estimator.seconds("another", 4, work) == plain
 
 
+def test_the_first_of_a_size_is_not_learnt_from():
+    estimator, work = Estimator(Roofline(CHIP)), Work(1e8, 0)
+    plain = estimator.seconds("slice", 2048, work)
+    estimator.observe("slice", 2048, work, 50 * plain)
+    assert estimator.seconds("slice", 2048, work) == plain and not estimator.corrections["slice"]
+    estimator.observe("slice", 2048, work, 10 * plain)
+    assert estimator.seconds("slice", 2048, work) == pytest.approx(10 * plain), "the roofline may be far off"
+    for _ in range(2):
+        estimator.observe("slice", 4096, work, 100 * plain)
+    assert estimator.seconds("slice", 4096, work) <= 20 * plain * (1 + 1e-9), "twice what its neighbour suggests"
+
+
+def test_what_was_thought_too_slow_is_soon_thought_fast():
+    estimator, work = Estimator(Roofline(CHIP)), Work(1e8, 0)
+    plain = estimator.seconds("slice", 2048, work)
+    for seen in (50, 50, 1, 1, 1, 1, 1):
+        estimator.observe("slice", 2048, work, seen * plain)
+    assert estimator.seconds("slice", 2048, work) < 2 * plain
+
+
 def test_a_correction_is_interpolated_between_numbers_of_rows():
     correction = Correction()
     for rows, factor in ((1, 1.0), (16, 4.0)):

@@ -58,8 +58,9 @@ class Roofline:
 class Correction:
     """Learns measured / predicted, by the number of rows, from what steps took.
 
-    A factor is kept for each power of two of rows and interpolated between those that were seen. Single outliers
-    (another program took the core) move it little: each observation counts for at most a factor of two.
+    A factor is kept for each power of two of rows and interpolated between those that were seen. Work may take longer
+    than it should (another program took the core), but never shorter: an observation counts for at most twice what was
+    expected. The first one of a bucket does not count: kernels are loaded then, memory and caches are new.
     """
 
     RATE = 0.1  # weight of a new observation
@@ -89,14 +90,21 @@ class Correction:
             return
         self._errors.append(abs(predicted / measured - 1))
         bucket = round(math.log2(max(1, rows)))
+        if bucket not in self._count:
+            self._count[bucket] = 0
+            return
         current = self._log.get(bucket, math.log(self.factor(rows)))
         seen = math.log(measured / predicted) + math.log(self.factor(rows))
-        count = self._count.get(bucket, 0)
-        if count:
-            seen = max(current - math.log(2), min(current + math.log(2), seen))
+        count = self._count[bucket]
+        if self._log:  # else nothing was expected
+            seen = min(current + math.log(2), seen)
         rate = max(self.RATE, 1 / (count + 1))
         self._log[bucket] = current + rate * (seen - current)
         self._count[bucket] = min(count + 1, self.WARMUP)
+
+    def __bool__(self) -> bool:
+        """Whether anything was learnt yet."""
+        return bool(self._log)
 
     @property
     def median_error(self) -> float:

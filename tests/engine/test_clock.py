@@ -73,26 +73,28 @@ def queue(gpu) -> BackgroundQueue:
     return BackgroundQueue(Estimator(Roofline(CHIP)), GpuClock(event=gpu.event))
 
 
-def test_alone_two_slices_are_in_flight_and_the_third_waits_for_the_first(gpu, queue):
+def test_two_slices_are_in_flight_and_the_third_waits_for_the_first(gpu, queue):
     job = Launched(4, each=2.0)
     queue.add(job)
     for _ in range(2):
-        queue.run(1.0, at_least_one=True, alone=True)
+        queue.run(1.0, at_least_one=True)
     assert job.done == 2 and gpu.log == [] and queue.in_flight == queue.depth
-    queue.run(1.0, at_least_one=True, alone=True)
+    queue.run(1.0, at_least_one=True)
     assert job.done == 3 and gpu.log == ["wait until 2"] and gpu.now == 2.0
     gpu.now = 6.0
     assert queue.in_flight == 0
 
 
-def test_behind_a_step_slices_are_launched_without_waiting_for_the_first(gpu, queue):
+def test_as_many_slices_are_launched_as_fit_or_until_the_next_one_would_wait(gpu, queue):
     job = Launched(99, each=2.0)
     queue.add(job)
-    assert queue.fill(5.5) == pytest.approx(5.0) and job.done == 5 and gpu.log == []
-    assert queue.fill(99.0) > 0 and gpu.log[0] == "wait until 2"  # within limits: what they take is not known yet
+    assert queue.fill(1.5) == pytest.approx(1.0) and job.done == 1 and gpu.log == []
+    assert queue.fill(99.0, lambda: queue.full) == pytest.approx(1.0) and job.done == 2 and gpu.log == []
+    queue.fill(5.0)
+    assert job.done > 2 and gpu.log[0] == "wait until 2"
 
 
-def test_slices_behind_a_step_end_when_somebody_comes(gpu, queue):
+def test_slices_end_when_somebody_comes(gpu, queue):
     job = Launched(9, each=1.0)
     queue.add(job)
     assert queue.fill(5.0, lambda: job.done == 2) == pytest.approx(2.0) and job.done == 2
@@ -100,9 +102,10 @@ def test_slices_behind_a_step_end_when_somebody_comes(gpu, queue):
 
 def test_the_estimator_learns_what_a_slice_took_when_it_is_done(gpu, queue):
     queue.add(Launched(9, each=2.0))
-    queue.run(1.0, at_least_one=True)
+    for _ in range(2):
+        queue.run(1.0, at_least_one=True)
     assert "job" not in queue._estimator.corrections
-    gpu.now = 2.0
+    gpu.now = 4.0
     queue.run(1.0, at_least_one=True)
     assert queue._estimator.seconds("job", 1, SECOND) == pytest.approx(2.0)
 

@@ -11,10 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from coserve.engine.background_queue import BackgroundQueue
+from coserve.engine.load import Load
+from coserve.engine.runner import Flight, Landed
 from coserve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
 from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
 from coserve.roofline import Chip, Roofline
+from tests.engine.test_background_queue import Job
 from tests.tiny import tiny_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -334,6 +338,7 @@ def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(
     request = engine._activate(Request(prompt(9), GREEDY, "tiny"), lambda output: None)
     request.computed = 9
     request.tokens.append(5)
+    request.last_token = 0.0
     engine.scheduler.running.append(request)
     limit = engine._max_tokens(0.0)
 
@@ -342,6 +347,7 @@ def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(
 
     assert 17 < limit < engine.config.max_batch_tokens
     assert seconds(limit) <= 0.1 < seconds(limit + 1)
+    assert seconds(engine._max_tokens(0.04)) <= 0.06, "it waits since then"
 
 
 def test_steps_stay_short_while_a_higher_priority_is_expected(checkpoint):
@@ -357,19 +363,34 @@ def test_steps_stay_short_while_a_higher_priority_is_expected(checkpoint):
 
 def test_under_goals_too_slices_end_when_a_request_comes(checkpoint, monkeypatch):
     engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
-    ran = []
+    job = Job(9)
+    engine._background.add(job)
+    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 1e9)
+    monkeypatch.setattr(engine, "_somebody_came", lambda: job.done == 2)
+    engine._use_slack(engine._plan(0.0), 0.1, 0.0)
+    assert job.done == 2
 
-    def run(left: float) -> float:
-        ran.append(left)
-        if len(ran) == 2:
-            engine.call(lambda: None)
-        return 0.01
 
-    monkeypatch.setattr(engine, "_run_slice", run)
-    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 100.0)
-    monkeypatch.setattr(type(engine._background), "__bool__", lambda self: True)
-    engine._use_slack(engine._plan(0.0), 0.1)
-    assert len(ran) == 2
+def test_slices_wait_for_the_step_that_is_on_its_way_and_come_before_the_next(checkpoint, monkeypatch):
+    engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
+    job = Job(9)
+    engine._background.add(job)
+    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 1e9)
+    monkeypatch.setattr(BackgroundQueue, "full", property(lambda queue: job.done == 2))
+    plan = engine._plan(0.0)
+    engine._flight = flight = Flight(plan, Load(), None, lambda: Landed([], 0.1))
+    engine._use_slack(plan, 0.1, 0.0)
+    assert job.done == 0
+    assert engine._launch_slices(flight) == 0.0 and job.done == 0, "a CPU's step has landed: tokens come first"
+    monkeypatch.setattr(engine._runner, "goes_ahead", lambda plan: True)
+    behind = engine._launch_slices(flight)
+    assert behind > 0 and job.done == 2, "more would have to wait for the step"
+    engine._flight = None
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 1e9)
+    spent = engine._counters.training_seconds
+    engine._use_slack(plan, 0.1, behind)
+    assert job.done == 9 and engine._counters.training_seconds - spent >= behind
 
 
 def test_a_prompt_without_memory_fails_also_where_more_decode_than_are_in_its_step(checkpoint):

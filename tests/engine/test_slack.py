@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ def simulate(factor: float, steps: list[float], smallest: float) -> list[float]:
     """Spend whatever is offered, at least the smallest slice; returns what each step was followed by."""
     account, spent = SlackAccount(factor), []
     for seconds in steps:
-        budget = account.earn(seconds, smallest)
+        budget = account.earn(seconds, seconds, smallest)
         use = budget if budget >= smallest else 0.0
         account.spend(use)
         spent.append(use)
@@ -47,6 +48,13 @@ def test_savings_are_spent_behind_cheap_steps_and_never_make_them_slower_than_th
     assert max(behind_slow) <= 0.2 * 0.020
     assert 0.010 < max(behind_cheap) <= 1.1 * 0.020 - 0.002
     assert sum(spent) > 0.8 * 0.1 * sum(steps)
+
+
+def test_prompts_earn_nothing_while_others_decode():
+    alike, mixed = SlackAccount(2.0), SlackAccount(2.0)
+    alike.earn(0.005, 0.005, 0.0)
+    mixed.earn(0.030, 0.005, 0.0)
+    assert mixed.balance == alike.balance == pytest.approx(0.005)
 
 
 def test_a_factor_of_one_earns_nothing():

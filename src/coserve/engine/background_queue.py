@@ -60,13 +60,18 @@ class BackgroundQueue:
 
     @property
     def depth(self) -> int:
-        """How many slices may be in flight while nobody is served."""
+        """How many slices may be in flight."""
         return self._clock.in_flight
 
     @property
     def in_flight(self) -> int:
         self._read_finished()
         return len(self._flights)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next slice would wait for the oldest one."""
+        return self.in_flight >= self.depth
 
     def add(self, work: BackgroundWork) -> None:
         self._works.append(work)
@@ -97,14 +102,14 @@ class BackgroundQueue:
             took += self.run(seconds - took, at_least_one=True)
         return took
 
-    def run(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
+    def run(self, seconds: float, *, at_least_one: bool = False) -> float:
         """Run (on a GPU, launch) the next slice if it should fit into `seconds`; returns what it took, 0 if none ran.
 
-        `alone`: nobody is served. Of a slice that is still in flight what it took is a prediction, put right in what
-        later calls return. Waits for the oldest slice if too many are in flight.
+        Of a slice that is still in flight what it took is a prediction, put right in what later calls return. Waits for
+        the oldest slice if too many are in flight.
         """
         self._smallest = None
-        while self.in_flight >= (self.depth if alone else self._clock.behind_a_step):
+        while self.full:
             self._land()
         piece = self._guard(lambda work: work.next_slice(seconds))
         if piece is None:

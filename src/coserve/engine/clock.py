@@ -25,14 +25,9 @@ class Timing(Protocol):
 
 
 class Clock(Protocol):
-    """Runs work and times it.
-
-    Pieces of work that may be launched and not done at a time: `in_flight` where nobody is served, `behind_a_step`
-    where a step is on its way before them.
-    """
+    """Runs work and times it. `in_flight`: pieces of work that may be launched and not done at a time."""
 
     in_flight: int
-    behind_a_step: int
 
     def time(self, run: Callable[[], object]) -> Timing: ...
 
@@ -51,7 +46,7 @@ class _Took:
 class CpuClock:
     """Work is done when the call returns."""
 
-    in_flight = behind_a_step = 1
+    in_flight = 1
 
     def time(self, run: Callable[[], object]) -> Timing:
         started = time.perf_counter()
@@ -75,13 +70,12 @@ class _Between:
 
 
 class GpuClock:
-    """Work is launched on PyTorch's current stream and timed by events there. `event` makes one that keeps the time.
+    """Work is launched on PyTorch's current stream and timed by events there: while a piece runs the next is launched.
 
-    Alone two pieces are in flight: while one runs the next is launched. Behind a step there may be more: who waited for
-    the first of them would wait for the step, and the GPU then for the next one.
+    `event` makes an event that keeps the time.
     """
 
-    in_flight, behind_a_step = 2, 16
+    in_flight = 2
 
     def __init__(self, event: Callable[[], Any] | None = None):
         self._event = event or (lambda: torch.cuda.Event(enable_timing=True))

@@ -70,6 +70,7 @@ _NO_MEMORY_TO_TRAIN = (
     "The GPU's memory does not suffice to serve and to train. Lower the job's micro_batch_tokens or max_length, or the "
     "server's kv_cache_tokens; or end what else uses the GPU."
 )
+_MARGIN = 0.9  # of the time until a deadline: predictions err
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -100,6 +101,7 @@ class Engine:
         training = blocks_for(self.config.train_tokens) if takes_rides(decoder) else 0
         self.cache = decoder.new_cache(serving + training + 1)
         self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
+        self._slices_due = 0.0  # seconds that they may take behind the next step
         self.train_blocks = list(range(serving, serving + training))
         self.scheduler = Scheduler(self.config, BlockPool(serving))
         self.max_context = min(decoder.max_positions, serving * BLOCK_SIZE)
@@ -425,8 +427,9 @@ class Engine:
         flight = self._flight or self._launch()
         if flight is None:
             return
-        self._flight = self._launch_ahead(flight)
-        self._land(flight)
+        behind = self._launch_slices(flight)
+        self._flight = None if behind else self._launch_ahead(flight)
+        self._land(flight, behind)
 
     def _launch(self) -> Flight | None:
         """The next step; None if it found no memory. Then something has given way, and the step after it is another."""
@@ -480,7 +483,8 @@ class Engine:
         for request in prompts or [request for request, _ in plan.chosen]:
             self._finish(request, "error", told)
 
-    def _land(self, flight: Flight) -> None:
+    def _land(self, flight: Flight, behind: float = 0.0) -> None:
+        """Wait for a step; slices of so many seconds were launched behind it."""
         landed = flight.land()
         if flight.ride is not None:
             self._background.rode(flight.ride)
@@ -488,7 +492,7 @@ class Engine:
         whole = plan.alone + plan.grown
         self._account(flight, whole, landed.seconds)
         self._settle(plan, landed.sampled)
-        self._use_slack(plan, min(whole, landed.seconds))
+        self._use_slack(plan, min(whole, landed.seconds), behind)
 
     def _plan(self, now: float) -> Plan:
         plan = self.scheduler.plan(self._max_tokens(now), now)
@@ -503,9 +507,9 @@ class Engine:
             self._last_seen[request.priority] = now
 
     def _max_tokens(self, now: float) -> int:
-        """Tokens of the next step: beside requests that decode, as long chunks of prompts as the ITL goal allows.
+        """Tokens of the next step: beside requests that decode, as long chunks of prompts as their deadlines allow.
 
-        Where decoding alone misses the goal, a chunk may take as long again: else prompts would hardly move. Steps are
+        Where decoding alone misses them, a chunk may take as long again: else prompts would hardly move. Steps are
         kept as short when nobody decodes but requests of a higher priority came lately: the next one to come waits for
         one such step at most, not for the longest one.
         """
@@ -518,7 +522,7 @@ class Engine:
         def seconds(rows: int) -> float:
             return self._predictor.decoding_seconds(len(waiting), context, rows)
 
-        own = min((r.itl_goal(self.config) for r in waiting), default=self.config.itl_goal)
+        own = min((r.due(self.config) - now for r in waiting), default=self.config.itl_goal)
         goal = max(own, 2 * seconds(len(waiting)))
         return largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
 
@@ -639,26 +643,54 @@ class Engine:
         first = min((request.due(self.config) for request in self.scheduler.protected()), default=now)
         return max(0.0, first - now - whole)
 
-    def _use_slack(self, plan: Plan, whole: float) -> None:
-        """After a step of `whole` seconds of inference: slices, while the account pays for them."""
-        if not self._background or self._stopping:
-            return
+    def _launch_slices(self, flight: Flight) -> float:
+        """Behind a step that is on its way, where the next one could be: so launching them costs the chip no time.
+
+        No more than may be in flight: who waited for one of them would wait for the step. Returns their seconds.
+        """
+        if not self._slices_due or not self._runner.goes_ahead(flight.plan):
+            return 0.0
+        return self._background.fill(self._slices_due, lambda: self._background.full or self._somebody_came())
+
+    def _use_slack(self, plan: Plan, whole: float, behind: float) -> None:
+        """After a step of `whole` seconds of inference: slices, while the slack pays for them, and nobody comes.
+
+        Not where the next step is on its way already: what is launched behind that cannot be taken back for whoever
+        comes. They are due as soon as the slack pays for them, and then come before the next step.
+        """
+        begun, due = time.perf_counter(), 0.0
+        seconds = self._slack_behind(plan, whole) if self._background and not self._stopping else 0.0
+        spent = behind
+        if self._flight is not None:
+            due = seconds
+        elif seconds > 0:
+
+            def interrupted() -> bool:
+                return self._somebody_came() or time.perf_counter() - begun >= seconds
+
+            spent += self._background.fill(seconds - behind, interrupted)
+            due = seconds if self.config.protect == "goals" else 0.0  # which leave slack behind every step
+        if spent:
+            spent = max(spent, time.perf_counter() - begun)  # a GPU may have waited for launches
+        self._slices_due = due
+        self._counters.training_seconds += spent
+        self._slack.spend(spent)
+
+    def _slack_behind(self, plan: Plan, whole: float) -> float:
+        """Seconds that slices may take now."""
         if self.config.protect == "goals":
-            left = 0.9 * (0.0 if plan.short else self._allowance(plan, whole))
-            until = time.perf_counter() + left
-            while left > 0 and not self._somebody_came() and (took := self._run_slice(left)):
-                left = min(left - took, until - time.perf_counter())  # a GPU's slices are launched before they run
-            return
+            return 0.0 if plan.short else _MARGIN * self._allowance(plan, whole)
         self._slack.spend(plan.grown)
         smallest = self._background.smallest()
         if smallest is None:
-            return
-        budget = self._slack.earn(whole, smallest)
-        if self.scheduler.backlog or plan.short:
-            return
-        spent = self._background.fill(budget, self._somebody_came)
-        self._counters.training_seconds += spent
-        self._slack.spend(spent)
+            return 0.0
+        seconds = self._slack.earn(whole, min(whole, self._decoding_seconds(plan)), smallest)
+        return 0.0 if self.scheduler.backlog or plan.short else seconds
+
+    def _decoding_seconds(self, plan: Plan) -> float:
+        """What a step would take without its prompts; one of prompts alone, all of it."""
+        decoding = [segment for segment in plan.segments() if segment.kind == "decode"]
+        return self._predictor.seconds(decoding or plan.segments())
 
     def _somebody_came(self) -> bool:
         return not self._inbox.empty()
@@ -674,12 +706,9 @@ class Engine:
         share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
         low, high = _IDLE_SLICE_LIMITS
         seconds = min(high, max(low, share * self._first_token_seconds / (self._background.depth - 0.5)))
-        return self._run_slice(seconds, at_least_one=True, alone=True) > 0
-
-    def _run_slice(self, seconds: float, *, at_least_one: bool = False, alone: bool = False) -> float:
-        took = self._background.run(seconds, at_least_one=at_least_one, alone=alone)
+        took = self._background.run(seconds, at_least_one=True)
         self._counters.training_seconds += took
-        return took
+        return took > 0
 
     # ---- requests, on the engine's own thread -----------------------------------------------------------------
 

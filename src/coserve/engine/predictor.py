@@ -26,7 +26,7 @@ class Predictor:
         return self.load_seconds(Load.of(segments), extra_rows)
 
     def load_seconds(self, load: Load, extra_rows: int = 0) -> float:
-        kind = RIDE if extra_rows and RIDE in self.estimator.corrections else STEP
+        kind = RIDE if extra_rows and self.estimator.corrections.get(RIDE) else STEP
         rows = load.rows + extra_rows
         return self.estimator.seconds(kind, rows, self.cost.forward(rows, load.pairs, load.context, load.sampled))
 

@@ -6,9 +6,14 @@ from collections import deque
 
 
 class SlackAccount:
-    """Under a factor `protect`, every second of inference earns `protect - 1` seconds of training.
+    """Under a factor `protect`, every second of decoding earns `protect - 1` seconds of training.
 
-    So tokens are slowed by at most the factor on average. When it is spent matters too. A large slice does more in its
+    So tokens are slowed by at most the factor on average. Prompts earn nothing while others wait for their next token:
+    they come as often whatever training does, so a token that takes longer meets more of them. With a share p of the
+    time for prompts and t for training a token takes its own time over 1 - p - t instead of 1 - p: that is the factor
+    if t is paid by what decoding alone takes.
+
+    When it is spent matters too. A large slice does more in its
     time than many small ones, but makes one token late. Some steps are slow of themselves, because a prompt is in them:
     a cheap step with a slice behind it may take as long as those (times the factor) without making the slowest tokens
     slower. Savings are kept for such a slice; where all steps are alike, for a step or two.
@@ -26,10 +31,11 @@ class SlackAccount:
         self._steps = 0
         self._slow = self._typical = 0.0
 
-    def earn(self, step_seconds: float, smallest_slice: float) -> float:
-        """Book a step of inference. Returns the seconds that may be spent behind it: 0 if it is better to wait."""
+    def earn(self, step_seconds: float, decoding_seconds: float, smallest_slice: float) -> float:
+        """Book a step of inference, `decoding_seconds` of which it would have taken without its prompts. Returns the
+        seconds that may be spent behind it: 0 if it is better to wait."""
         self._remember(step_seconds)
-        earned = (self.factor - 1) * step_seconds
+        earned = (self.factor - 1) * decoding_seconds
         if earned <= 0:
             return 0.0
         harmless = self.factor * self._slow

@@ -64,13 +64,13 @@ class GpuRunner:
             decoding = Segment("decode", [0], 0, blocks[:1], sample=True)
             self._compute(Batch.of([decoding, made_up(1, blocks[1:])]), None)
         for rows in (rows for rows in _WARM_UP_ROWS if rows <= most_rows):
-            for _ in range(2):  # the first time compiles
+            for _ in range(2):  # the first time compiles, and is not learnt from
                 batch = Batch.of([made_up(rows, blocks)])
                 started = self._card.mark()
                 self._decoder.logits(self._compute(batch, None))
                 ended = self._card.mark()
                 ended.wait()
-            observe(batch.load, ended.seconds_since(started))
+                observe(batch.load, ended.seconds_since(started))
 
     def forget(self) -> None:
         self._graphs.forget()
