@@ -29,6 +29,7 @@ def measure(bench: Bench) -> list[Row]:
     trained = train_steps(bench, training.machine, 2 if bench.quick else 4).tokens_per_s(shape_of(bench).step_tokens)
     progress(f"saturated at {peak:.3g} requests/s; training alone {trained:.0f} tokens/s")
     rounds = []
+    serve(bench, peak, 0, training)  # for nothing: whatever is met for the first time, batches and slices, takes longer
     for number in range(1, bench.rounds + 1):
         for setting in SETTINGS[:: 1 if number % 2 else -1]:
             row = serve(bench, peak, number, None if setting == ALONE else training)
@@ -69,7 +70,7 @@ def booked(before: EngineStats, after: EngineStats) -> Row:
     """How the engine says that its time was spent."""
     training = after.training_seconds - before.training_seconds
     inference = after.inference_seconds - before.inference_seconds
-    return {"training_share": training / (training + inference)}
+    return {"training_share": training / ((training + inference) or 1.0)}
 
 
 def summary(rounds: list[Row], trained: float) -> list[Row]:

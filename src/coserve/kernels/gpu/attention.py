@@ -222,8 +222,11 @@ def _attend(
         inside = token % _PAGE
         mask = valid[:, None] & (dims < DIM)[None, :]
         k_at = (block * k_block + head * k_head + inside * k_token)[:, None] + (dims * k_dim)[None, :]
-        k = tl.load(keys + k_at, mask=mask, other=0.0).to(q.dtype)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        v_at = (block * v_block + head * v_head + inside * v_token)[:, None] + (dims * v_dim)[None, :]
+        k = tl.load(keys + k_at, mask=mask, other=0.0)
+        if value_scales is None:  # as early as the keys; in 8 bits registers are short
+            v = tl.load(values + v_at, mask=mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee") * scale
         if key_scales is not None:
             at = block * (k_block // DIM) + head * _PAGE + inside
             scores *= tl.load(key_scales + at, mask=valid, other=0.0)[None, :]
@@ -243,9 +246,8 @@ def _attend(
         if value_scales is not None:
             at = block * (v_block // DIM) + head * _PAGE + inside
             weights *= tl.load(value_scales + at, mask=valid, other=0.0)[None, :]
-        v_at = (block * v_block + head * v_head + inside * v_token)[:, None] + (dims * v_dim)[None, :]
-        v = tl.load(values + v_at, mask=mask, other=0.0).to(q.dtype)
-        acc = acc * correction[:, None] + tl.dot(weights.to(q.dtype), v, input_precision="ieee")
+            v = tl.load(values + v_at, mask=mask, other=0.0)
+        acc = acc * correction[:, None] + tl.dot(weights.to(q.dtype), v.to(q.dtype), input_precision="ieee")
     return acc, top, total
 
 
@@ -279,7 +281,6 @@ def _decode(
     EARLY: tl.constexpr,
 ):
     """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
-    await_earlier(EARLY)
     segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1) * GROUP
     row = tl.load(segments + segment * 4).to(tl.int64)
@@ -295,12 +296,14 @@ def _decode(
     head = kv_head * GROUP + member
     mask = (member < GROUP)[:, None] & (dims < DIM)[None, :]
     first = row * q_stride + tl.where(member < GROUP, head, 0)[:, None] * DIM
-    if cos is None:
-        queries = tl.load(q + first + dims[None, :], mask=mask, other=0.0)
-    else:
+    if cos is not None:
         angle = position.to(tl.int64) * (DIM // 2) + dims % (DIM // 2)
         cosine = tl.load(cos + angle, mask=dims < DIM, other=0.0)[None, :]
         sine = tl.load(sin + angle, mask=dims < DIM, other=0.0)[None, :]
+    await_earlier(EARLY)
+    if cos is None:
+        queries = tl.load(q + first + dims[None, :], mask=mask, other=0.0)
+    else:
         queries = turned_whole(q, first, dims, q_norm, cosine, sine, eps, DIM)
         if split == splits - 1:  # it sees the row's own key
             own = row * q_stride + tl.full([1, 1], heads + kv_head, tl.int64) * DIM

@@ -56,14 +56,14 @@ def _whole_row(n: int) -> dict[str, int]:
 @triton.jit
 def _norm(x, weight, out, n, eps, COLUMNS: tl.constexpr, EARLY: tl.constexpr):
     """Grid: rows."""
-    await_earlier(EARLY)
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
     mask = column < n
     at = row * n + column
+    factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
+    await_earlier(EARLY)
     values = tl.load(x + at, mask=mask, other=0.0)
     wide = values.to(tl.float32)
     scale = 1 / tl.sqrt(tl.sum(wide * wide, 0) / n + eps)
-    factor = tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     let_next(EARLY)
     tl.store(out + at, ((wide * scale).to(values.dtype).to(tl.float32) * factor).to(values.dtype), mask=mask)
 
