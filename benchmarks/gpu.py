@@ -41,8 +41,8 @@ NEEDED = {
     "predictions": (10, 35),
     "training": (30, 60),
     "start": (25, 60),
-    "coserved": (60, 170),
-    "transformers": (125, 200),
+    "coserved": (60, 140),
+    "transformers": (125, 130),
     "kernels": (60, 75),
 }
 _PACKAGES = ("triton", "transformers", "peft")
