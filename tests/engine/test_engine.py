@@ -319,6 +319,16 @@ def test_predictions_are_compared_with_what_steps_took(engine):
     assert stats.mbu > 0
 
 
+def test_what_suits_the_device_where_nothing_was_said():
+    cpu, gpu = EngineConfig().on("cpu"), EngineConfig().on("cuda")
+    assert (cpu.max_batch_tokens, cpu.itl_goal) == (256, 0.1)
+    assert (gpu.max_batch_tokens, gpu.itl_goal) == (8192, 0.05)
+    said = EngineConfig(max_batch_tokens=512, itl_goal=0.2)
+    assert said.on("cpu") == said.on("cuda") == said
+    with pytest.raises(InvalidRequest, match="itl_goal is -1"):
+        EngineConfig(itl_goal=-1)
+
+
 def slow_engine(checkpoint, config: EngineConfig) -> Engine:
     """An engine that believes to be on a slow chip, and is stepped by nobody."""
     engine = Engine(

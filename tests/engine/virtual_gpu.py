@@ -211,7 +211,7 @@ def virtual_engine(checkpoint: Path, gpu: VirtualGpu, monkeypatch: pytest.Monkey
         Tokenizer.from_directory(checkpoint),
         "tiny",
         roofline=Roofline(CHIP),
-        config=EngineConfig(kv_cache_tokens=64 * 2048, max_batch_tokens=8192, max_waiting=1 << 20, **config),
+        config=EngineConfig(kv_cache_tokens=64 * 2048, max_waiting=1 << 20, **config).on("cuda"),
     )
     engine.max_context = 1 << 20  # nothing is computed
     engine._background = BackgroundQueue(engine.estimator, GpuClock(lambda: VirtualEvent(gpu)))

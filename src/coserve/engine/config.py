@@ -24,7 +24,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None  # None: as many as memory suggests, see `cache_size.py`
     protect: Protect = 1.10
     ttft_goal: float = 1.0  # seconds
-    itl_goal: float = 0.1  # seconds; while others wait for their next token, prompts are cut to keep to it
+    itl_goal: float = 0.0  # seconds; while others wait, prompts are cut to keep to it; 0: 0.1 on a CPU, 0.05 on a GPU
     aging_seconds: float = 30.0  # a priority passed over for so long rises by one
     train_tokens: int = 4096  # the largest micro-batch that background work may hold
 
@@ -34,12 +34,14 @@ class EngineConfig:
                 f"protect is {self.protect!r}; it must be a factor of at least 1 (say 1.10), or 'goals'.",
                 param="protect",
             )
-        for name, least in (("max_num_seqs", 1), ("max_batch_tokens", 0), ("max_waiting", 1), ("train_tokens", 1)):
-            if getattr(self, name) < least:
+        at_least = {"max_num_seqs": 1, "max_batch_tokens": 0, "max_waiting": 1, "train_tokens": 1, "itl_goal": 0}
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
                 raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it must be at least {least}.", param=name)
         if not self.aging_seconds > 0:
             raise InvalidRequest(f"aging_seconds is {self.aging_seconds!r}; it must be above 0.", param="aging_seconds")
 
     def on(self, device_type: str) -> EngineConfig:
         """With what suits a "cpu" or a GPU ("cuda"), where nothing was said."""
-        return replace(self, max_batch_tokens=self.max_batch_tokens or (256 if device_type == "cpu" else 8192))
+        tokens, itl = (256, 0.1) if device_type == "cpu" else (8192, 0.05)
+        return replace(self, max_batch_tokens=self.max_batch_tokens or tokens, itl_goal=self.itl_goal or itl)
