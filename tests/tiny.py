@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from coserve.models.adapter import save_adapter
+from coserve.models.config import ModelConfig
+from coserve.models.matrices import module_sizes
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 CHAT_TEMPLATE = """\
@@ -113,6 +117,23 @@ def tiny_checkpoint(
     model.to(dtype).save_pretrained(directory, max_shard_size="100KB" if sharded else "5GB")
     save_tokenizer(directory, tokenizer)
     return directory
+
+
+def random_adapter(path: Path, config: ModelConfig, rank: int = 4) -> Path:
+    """In PEFT's format, of all modules of a model."""
+    generator = torch.Generator().manual_seed(rank)
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.3
+
+    weights = {
+        (layer, module): (matrix(rank, n_in), matrix(n_out, rank))
+        for layer in range(config.num_hidden_layers)
+        for module, (n_in, n_out) in module_sizes(config).items()
+    }
+    targets = list(module_sizes(config))
+    save_adapter(path, weights, base_model="tiny", r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
+    return path
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,11 +20,9 @@ from coserve.engine.gpu.card import GraphPool
 from coserve.engine.gpu.graphs import Kind, batch_sizes, one_of_each_tile
 from coserve.engine.gpu.runner import GpuRunner
 from coserve.kernels.gpu.lora import LoraStack
-from coserve.models.adapter import save_adapter
-from coserve.models.matrices import module_sizes
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
 from tests.kernels.gpu.oracle import DEVICE
-from tests.tiny import tiny_checkpoint
+from tests.tiny import random_adapter, tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the CPU stands in for a GPU: in the interpreter only")
 
@@ -152,23 +150,6 @@ def together(engine: Engine, asked) -> list[list[int]]:
     engine.call(begun.set)
     assert begun.wait(60)
     return [[output.token_id for output in c.wait()] for c in collectors]
-
-
-def random_adapter(path, config, rank: int):
-    """In PEFT's format, of all modules."""
-    generator = torch.Generator().manual_seed(rank)
-
-    def matrix(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator) * 0.3
-
-    weights = {
-        (layer, module): (matrix(rank, n_in), matrix(n_out, rank))
-        for layer in range(config.num_hidden_layers)
-        for module, (n_in, n_out) in module_sizes(config).items()
-    }
-    targets = list(module_sizes(config))
-    save_adapter(path, weights, base_model="tiny", r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=targets)
-    return path
 
 
 def test_tokens_are_the_cpu_s_in_any_company(engine, cpu):

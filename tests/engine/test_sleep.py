@@ -19,7 +19,7 @@ from coserve.kernels import KVCache, paged
 from coserve.kernels.device import CPU
 from coserve.models import loading
 from coserve.models.placement import OnGpu
-from tests.tiny import tiny_checkpoint
+from tests.tiny import random_adapter, tiny_checkpoint
 
 PROMPTS = [tuple(range(3 + n, 20 + 5 * n)) for n in range(6)]
 LONG = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
@@ -106,6 +106,34 @@ def test_requests_that_come_meanwhile_wait(engine):
     assert not client.outputs and engine.stats().requests_waiting == 1
     engine.wake()
     assert client.wait() == wanted
+
+
+def test_an_adapter_takes_no_memory_before_the_engine_wakes(engine, tmp_path):
+    path = random_adapter(tmp_path / "one", engine.model_config)
+    engine.sleep()
+    loading = threading.Thread(target=engine.load_adapter, args=("one", path))
+    loading.start()
+    loading.join(0.2)
+    assert loading.is_alive() and engine.models() == ["tiny"]
+    engine.wake()
+    loading.join(60)
+    assert engine.models() == ["tiny", "one"]
+
+
+def test_who_waits_to_load_an_adapter_hears_of_the_end(engine, tmp_path):
+    path, heard = random_adapter(tmp_path / "one", engine.model_config), []
+
+    def load() -> None:
+        with pytest.raises(Unavailable, match="shutting down"):
+            engine.load_adapter("one", path)
+        heard.append(True)
+
+    engine.sleep()
+    loading = threading.Thread(target=load)
+    loading.start()
+    engine.shutdown()
+    loading.join(60)
+    assert heard
 
 
 def test_who_sleeps_or_is_awake_already_stays_so(engine):

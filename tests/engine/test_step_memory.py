@@ -18,11 +18,10 @@ from coserve.engine.step_memory import reserve, step_bytes
 from coserve.kernels import KVCache, gpu
 from coserve.kernels.gpu.sampling import sample
 from coserve.models.adapter import load_adapter
-from tests.engine.test_gpu_runner import random_adapter
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
 from tests.kernels.gpu.oracle import DEVICE
 from tests.kernels.gpu.test_loaded import loaded
-from tests.tiny import tiny_checkpoint
+from tests.tiny import random_adapter, tiny_checkpoint
 
 pytestmark = pytest.mark.skipif(
     DEVICE != "cpu", reason="tensors of a CPU stand in for a GPU's: in the interpreter only"

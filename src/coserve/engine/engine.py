@@ -283,11 +283,15 @@ class Engine:
         return SamplingParams(**{name: value for name, value in suggested.items() if value is not None})  # type: ignore[arg-type]
 
     def load_adapter(self, name: str, path: Path) -> None:
-        """Serve a PEFT directory under a name of its own; the requests in flight go on. Raises `ModelError`."""
+        """Serve a PEFT directory under a name of its own; the requests in flight go on.
+
+        Waits while the engine sleeps, as an adapter takes the device's memory. Raises `ModelError`, and `Unavailable`
+        if the engine shuts down meanwhile.
+        """
         if name == self.name:
             raise InvalidRequest(f"{name!r} is the base model's name; an adapter needs its own.", param="name")
         # In a thread that ends: see `from_pretrained` on OpenMP's threads.
-        with ThreadPoolExecutor(max_workers=1) as once:
+        with self.awake(), ThreadPoolExecutor(max_workers=1) as once:
             decoder = self.decoder
             loaded = once.submit(load_adapter, name, path, decoder.config, decoder.dtype, decoder.device)
             adapter = loaded.result()

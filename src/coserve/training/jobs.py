@@ -203,6 +203,8 @@ class TrainingJob:
         try:
             adapter, files = self._write_results()
             self.engine.load_adapter(self.spec.adapter_name, adapter)
+        except Unavailable:
+            return  # the engine ends; the job goes on when another one has its directory
         except Exception as error:
             self._fail(error)
             return
