@@ -27,7 +27,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None, residual: Tens
     """residual [rows, out] + x [rows, in] @ weight [out, in].T + bias [out]. Differentiable.
 
     Float32 rows may meet bfloat16 or quantised weights: those are widened on their way into the product. Without
-    gradients, a row's result does not depend on how many rows there are.
+    gradients, a row's result does not depend on how many rows there are, and the residual is used up: on a GPU the
+    result may lie in its memory.
     """
     inputs = (x, weight, bias, residual)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
@@ -105,7 +106,8 @@ def lora_linear(
     exact: bool = True,
     gradient_only: bool = False,
 ) -> Tensor:
-    """A linear layer of one or more modules side by side, with adapters on some of its rows; `residual` is added.
+    """A linear layer of one or more modules side by side, with adapters on some of its rows; `residual` is added, and
+    used up as in `linear`.
 
     `exact`: a row's result does not depend on how many rows there are. Otherwise, and where gradients are enabled, the
     faster of two products is taken; then there must be one adapter on all rows, or none. `gradient_only`: nobody reads

@@ -89,7 +89,8 @@ def test_every_matrix_multiplies_with_a_residual_and_gives_gradients(rows, kind)
     assert (y - wanted).abs().max() < 1e-4 and torch.equal(residual.grad, grad)
     assert (x.grad - grad @ wide).abs().max() < 1e-4
     with torch.inference_mode():
-        for result in (linear(x, weight, None, residual), lora_linear(x, weight, None, [], [], residual=residual)):
+        plain = linear(x, weight, None, residual.clone())
+        for result in (plain, lora_linear(x, weight, None, [], [], residual=residual.clone())):
             assert (result - wanted).abs().max() < 1e-4
 
 

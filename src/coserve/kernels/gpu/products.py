@@ -85,12 +85,12 @@ def product(
 ) -> Tensor:
     """residual [rows, out] + x [rows, in] @ weight [out, in].T + bias [out], in x's format.
 
-    Up to `FEW_ROWS` rows (`FEW_PACKED_ROWS`) do not know how many there are; more may.
+    Up to `FEW_ROWS` rows (`FEW_PACKED_ROWS`) do not know how many there are; more may. The residual is used up: the
+    result may lie in its memory.
     """
     if _few(x, weight):
         return _launch(x, weight, bias, residual, gated=False)
-    y = _many_rows_product(x, weight, bias)
-    return y if residual is None else y.add_(residual)
+    return _many_rows_product(x, weight, bias, residual)
 
 
 def gated_product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None = None) -> Tensor:
@@ -104,13 +104,21 @@ def _few(x: Tensor, weight: Tensor | QuantizedRows) -> bool:
     return x.shape[0] <= (FEW_PACKED_ROWS if isinstance(weight, QuantizedRows) else FEW_ROWS)
 
 
-def _many_rows_product(x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None) -> Tensor:
+def _many_rows_product(
+    x: Tensor, weight: Tensor | QuantizedRows, bias: Tensor | None, residual: Tensor | None = None
+) -> Tensor:
     """PyTorch's, in its own order: in 8-bit floats where they have a scale for each row, else of the matrix widened."""
+    bias = None if bias is None else bias.to(x.dtype)
     if isinstance(weight, QuantizedRows):
         if fp8.takes(x, weight):
-            return fp8.product(x, weight, bias)
+            y = fp8.product(x, weight, bias)
+            return y if residual is None else y.add_(residual)
         weight = dequantize(weight, x.dtype)
-    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    weight = weight.to(x.dtype)
+    if residual is None:
+        return F.linear(x, weight, bias)
+    y = residual.addmm_(x, weight.t())  # adding it later is a launch more, and reads and writes all of it again
+    return y if bias is None else y.add_(bias)
 
 
 def dequantize(weight: QuantizedRows, dtype: torch.dtype) -> Tensor:
