@@ -41,7 +41,7 @@ NEEDED = {
     "predictions": (10, 35),
     "training": (30, 60),
     "start": (25, 60),
-    "coserved": (60, 140),
+    "coserved": (90, 180),
     "transformers": (125, 130),
     "kernels": (60, 75),
 }

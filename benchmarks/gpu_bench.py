@@ -17,6 +17,7 @@ from benchmarks.gpu_model import LLAMA_8B_CONFIG, Config, random_engine
 from benchmarks.models import write_without_weights
 from benchmarks.report import Row, progress
 from coserve.engine import Engine, EngineConfig, Request, SamplingParams
+from coserve.engine.config import Protect
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Bench:
     directory: Path  # of the model's configuration and tokenizer
     scratch: Path  # for a large checkpoint
     begun: float = field(default_factory=time.monotonic)
-    _engine: tuple[str, Engine] | None = None
+    _engine: tuple[tuple[str, Protect], Engine] | None = None
 
     def __post_init__(self) -> None:
         write_without_weights(self.directory, self.size.config)
@@ -103,9 +104,10 @@ class Bench:
         free_memory()
         return measured
 
-    def engine(self, weights: str = "bf16") -> Engine:
-        """One at a time: it is kept until one with other weights is asked for."""
-        if self._engine is None or self._engine[0] != weights:
+    def engine(self, weights: str = "bf16", protect: Protect = EngineConfig.protect) -> Engine:
+        """One at a time: it is kept until another one is asked for."""
+        wanted = weights, protect
+        if self._engine is None or self._engine[0] != wanted:
             self.close_engine()
             progress(f"an engine with random weights in {weights}")
             s = self.size
@@ -115,8 +117,9 @@ class Bench:
                 max_waiting=1 << 20,
                 kv_cache_tokens=2 * s.streams * s.context,
                 train_tokens=s.sequences * s.tokens,
+                protect=protect,
             )
-            self._engine = weights, random_engine(self.directory, weights, self.device, config)
+            self._engine = wanted, random_engine(self.directory, weights, self.device, config)
         return self._engine[1]
 
     def close_engine(self) -> None:
