@@ -23,6 +23,13 @@ SETTINGS = (ALONE, BOTH)
 
 
 def measure(bench: Bench) -> list[Row]:
+    rounds, peak, trained = under_a_factor(bench)
+    free_memory()  # of that engine: the next one is as large
+    return summary([*rounds, *under_goals(bench, peak)], trained)
+
+
+def under_a_factor(bench: Bench) -> tuple[list[Row], float, float]:
+    """The rounds; requests/s that saturate; training's tokens/s alone."""
     engine = bench.engine()
     training = TrainingInEngine(engine, shape_of(bench), bench.seed)
     training.warm_up()
@@ -37,8 +44,7 @@ def measure(bench: Bench) -> list[Row]:
             row = serve(bench, engine, peak, number, None if setting == ALONE else training)
             rounds.append({"setting": setting, "round": number, **row})
             progress(f"{setting}, round {number}: {row}")
-    rounds += under_goals(bench, peak)
-    return summary(rounds, trained)
+    return rounds, peak, trained
 
 
 def under_goals(bench: Bench, peak: float) -> list[Row]:

@@ -88,11 +88,11 @@ class Correction:
         """`predicted`: the corrected prediction that was made for it."""
         if predicted <= 0 or measured <= 0:
             return
-        self._errors.append(abs(predicted / measured - 1))
         bucket = round(math.log2(max(1, rows)))
         if bucket not in self._count:
             self._count[bucket] = 0
             return
+        self._errors.append(abs(predicted / measured - 1))
         current = self._log.get(bucket, math.log(self.factor(rows)))
         seen = math.log(measured / predicted) + math.log(self.factor(rows))
         count = self._count[bucket]

@@ -72,6 +72,18 @@ def test_a_slice_that_does_not_fit_waits_unless_one_must_run(queue):
     assert queue.run(0.5, at_least_one=True) > 0 and job.done == 1
 
 
+def test_a_slice_that_never_fits_runs_now_and_then(queue):
+    job = Job(9)
+    queue.add(job)
+    assert queue.fill(0.0) == 0.0
+    for _ in range(256):
+        assert queue.fill(0.5) == 0.0
+    assert queue.fill(0.5, lambda: True) == 0.0, "not while somebody comes"
+    assert queue.fill(0.5) > 0 and job.done == 1
+    ran = [n for n in range(300) if queue.fill(0.5) > 0]
+    assert ran == [256] and job.finished, "it was not learnt from the first, but from the second, how fast they are"
+
+
 def test_the_smallest_slice_is_asked_for_only_after_a_change(queue):
     job = Job(3)
     queue.add(job)

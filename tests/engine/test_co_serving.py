@@ -51,9 +51,28 @@ def test_a_factor_of_one_trains_while_nobody_is_served(under):
     assert 0 < both.training_share < 0.02
 
 
-@pytest.mark.parametrize(("itl_goal", "share"), [(0.1, 0.6), (0.03, 0.4)])
-def test_under_goals_training_has_what_the_deadlines_leave(under, itl_goal, share):
-    both = under(0.5, training=True, number=300, protect="goals", itl_goal=itl_goal)
+@pytest.mark.parametrize(("load", "itl_goal", "share"), [(0.25, 0.03, 0.5), (0.5, 0.1, 0.6), (0.5, 0.03, 0.4)])
+def test_under_goals_training_has_what_the_deadlines_leave(under, load, itl_goal, share):
+    goals = {"protect": "goals", "itl_goal": itl_goal, "ttft_goal": 1.0}
+    both = under(load, training=True, number=300, **goals)
     assert both.training_share > share
     assert quantile(both.gaps, 0.95) < itl_goal * 1.3  # who comes is let in while slices are on their way
     assert quantile(both.gaps, 0.99) < itl_goal * 1.6
+    assert quantile(both.waits, 0.5) < 0.1 and quantile(both.waits, 0.99) < 1.0, "prompts come before training"
+
+
+def test_slices_do_not_come_between_a_prompt_and_its_step(checkpoint, monkeypatch):
+    """A request that has come since they were found to be due has them wait."""
+    gpu = VirtualGpu()
+    engine = virtual_engine(checkpoint, gpu, monkeypatch)
+    late = []
+    fill = engine._background.fill
+
+    def watched(seconds, *interrupted):
+        took = fill(seconds, *interrupted)
+        late.append(took > 0 and engine.scheduler.backlog)
+        return took
+
+    monkeypatch.setattr(engine._background, "fill", watched)
+    serve(engine, gpu, arrivals(0.5 * SATURATING, 300), training=True)
+    assert late and not any(late)

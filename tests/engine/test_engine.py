@@ -382,10 +382,10 @@ def test_under_goals_too_slices_end_when_a_request_comes(checkpoint, monkeypatch
 
 
 def test_slices_wait_for_the_step_that_is_on_its_way_and_come_before_the_next(checkpoint, monkeypatch):
-    engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
+    engine = slow_engine(checkpoint, EngineConfig(kv_cache_tokens=4096))
     job = Job(9)
     engine._background.add(job)
-    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 1e9)
+    monkeypatch.setattr(engine, "_slack_behind", lambda plan, whole: 1e9)
     monkeypatch.setattr(BackgroundQueue, "full", property(lambda queue: job.done == 2))
     plan = engine._plan(0.0)
     engine._flight = flight = Flight(plan, Load(), None, lambda: Landed([], 0.1))
@@ -396,8 +396,7 @@ def test_slices_wait_for_the_step_that_is_on_its_way_and_come_before_the_next(ch
     behind = engine._launch_slices(flight)
     assert behind > 0 and job.done == 2, "more would have to wait for the step"
     engine._flight = None
-    monkeypatch.undo()
-    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 1e9)
+    monkeypatch.setattr(BackgroundQueue, "full", property(lambda queue: False))
     spent = engine._counters.training_seconds
     engine._use_slack(plan, 0.1, behind)
     assert job.done == 9 and engine._counters.training_seconds - spent >= behind

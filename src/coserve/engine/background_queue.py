@@ -27,6 +27,7 @@ from coserve.roofline import Estimator
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_PATIENCE = 256  # times that a slice is passed over
 _LEAST = 1e-9  # seconds that a slice counts for at least, whatever others took less than was thought
 
 
@@ -48,6 +49,7 @@ class BackgroundQueue:
         self._works: deque[BackgroundWork] = deque()
         self._smallest: float | None = None
         self._flights: deque[_Flight] = deque()
+        self._passed_over = 0  # times in a row that the smallest slice did not fit
         self._owed = 0.0  # seconds that finished slices took more than `run` has said
 
     @classmethod
@@ -61,7 +63,7 @@ class BackgroundQueue:
     @property
     def depth(self) -> int:
         """How many slices may be in flight."""
-        return self._clock.in_flight
+        return self._clock.most_in_flight
 
     @property
     def in_flight(self) -> int:
@@ -96,10 +98,21 @@ class BackgroundQueue:
         return self._smallest
 
     def fill(self, seconds: float, interrupted: Callable[[], bool] = lambda: False) -> float:
-        """Run slices, one after the other while they should fit, or until `interrupted`; returns what they took."""
-        took = 0.0
-        while (smallest := self.smallest()) is not None and took + smallest <= seconds and not interrupted():
+        """Run slices, one after the other while they should fit, or until `interrupted`; returns what they took.
+
+        If for long not even the smallest has fitted, one runs all the same: else it would never, even if it is only
+        thought to take so long.
+        """
+        took, smallest = 0.0, self.smallest()
+        if smallest is None or seconds <= 0:
+            return 0.0
+        self._passed_over = self._passed_over + 1 if smallest > seconds else 0
+        overdue = self._passed_over > _PATIENCE
+        while smallest is not None and (overdue or took + smallest <= seconds) and not interrupted():
             took += self.run(seconds - took, at_least_one=True)
+            if overdue:
+                overdue, self._passed_over = False, 0
+            smallest = self.smallest()
         return took
 
     def run(self, seconds: float, *, at_least_one: bool = False) -> float:

@@ -25,9 +25,9 @@ class Timing(Protocol):
 
 
 class Clock(Protocol):
-    """Runs work and times it. `in_flight`: pieces of work that may be launched and not done at a time."""
+    """Runs work and times it. `most_in_flight`: pieces of work that may be launched and not done at a time."""
 
-    in_flight: int
+    most_in_flight: int
 
     def time(self, run: Callable[[], object]) -> Timing: ...
 
@@ -46,7 +46,7 @@ class _Took:
 class CpuClock:
     """Work is done when the call returns."""
 
-    in_flight = 1
+    most_in_flight = 1
 
     def time(self, run: Callable[[], object]) -> Timing:
         started = time.perf_counter()
@@ -75,7 +75,7 @@ class GpuClock:
     `event` makes an event that keeps the time.
     """
 
-    in_flight = 2
+    most_in_flight = 2
 
     def __init__(self, event: Callable[[], Any] | None = None):
         self._event = event or (lambda: torch.cuda.Event(enable_timing=True))

@@ -25,7 +25,7 @@ from coserve.engine.config import EngineConfig
 from coserve.engine.offload import Offloaded, offload
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
-from coserve.engine.protection import Protection
+from coserve.engine.protection import MARGIN, Protection
 from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
 from coserve.engine.runner import Flight, make_runner, takes_rides
 from coserve.engine.scheduler import Scheduler
@@ -70,7 +70,6 @@ _NO_MEMORY_TO_TRAIN = (
     "The GPU's memory does not suffice to serve and to train. Lower the job's micro_batch_tokens or max_length, or the "
     "server's kv_cache_tokens; or end what else uses the GPU."
 )
-_MARGIN = 0.9  # of the time until a deadline: predictions err
 _EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
@@ -101,7 +100,7 @@ class Engine:
         training = blocks_for(self.config.train_tokens) if takes_rides(decoder) else 0
         self.cache = decoder.new_cache(serving + training + 1)
         self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
-        self._slices_due = 0.0  # seconds that they may take behind the next step
+        self._due_seconds = 0.0  # that slices may take as soon as the step on its way has landed; under a factor
         self.train_blocks = list(range(serving, serving + training))
         self.scheduler = Scheduler(self.config, BlockPool(serving))
         self.max_context = min(decoder.max_positions, serving * BLOCK_SIZE)
@@ -285,8 +284,8 @@ class Engine:
     def load_adapter(self, name: str, path: Path) -> None:
         """Serve a PEFT directory under a name of its own; the requests in flight go on.
 
-        Waits while the engine sleeps, as an adapter takes the device's memory. Raises `ModelError`, and `Unavailable`
-        if the engine shuts down meanwhile.
+        Waits while the engine sleeps, as an adapter takes the device's memory; not from the engine's own thread.
+        Raises `ModelError`, and `Unavailable` if the engine shuts down meanwhile.
         """
         if name == self.name:
             raise InvalidRequest(f"{name!r} is the base model's name; an adapter needs its own.", param="name")
@@ -652,9 +651,13 @@ class Engine:
 
         No more than may be in flight: who waited for one of them would wait for the step. Returns their seconds.
         """
-        if not self._slices_due or not self._runner.goes_ahead(flight.plan):
+        plan = flight.plan
+        if not self._background or self.scheduler.backlog or not self._runner.goes_ahead(plan):
             return 0.0
-        return self._background.fill(self._slices_due, lambda: self._background.full or self._somebody_came())
+        seconds = self._due_seconds
+        if self.config.protect == "goals":
+            seconds = self._until_goals(plan, 2 * plan.alone)  # this step and the next
+        return self._background.fill(seconds, lambda: self._background.full or self._somebody_came())
 
     def _use_slack(self, plan: Plan, whole: float, behind: float) -> None:
         """After a step of `whole` seconds of inference: slices, while the slack pays for them, and nobody comes.
@@ -662,34 +665,36 @@ class Engine:
         Not where the next step is on its way already: what is launched behind that cannot be taken back for whoever
         comes. They are due as soon as the slack pays for them, and then come before the next step.
         """
-        begun, due = time.perf_counter(), 0.0
+        begun, self._due_seconds = time.perf_counter(), 0.0
         seconds = self._slack_behind(plan, whole) if self._background and not self._stopping else 0.0
         spent = behind
         if self._flight is not None:
-            due = seconds
+            self._due_seconds = seconds
         elif seconds > 0:
 
             def interrupted() -> bool:
                 return self._somebody_came() or time.perf_counter() - begun >= seconds
 
             spent += self._background.fill(seconds - behind, interrupted)
-            due = seconds if self.config.protect == "goals" else 0.0  # which leave slack behind every step
         if spent:
             spent = max(spent, time.perf_counter() - begun)  # a GPU may have waited for launches
-        self._slices_due = due
         self._counters.training_seconds += spent
         self._slack.spend(spent)
 
     def _slack_behind(self, plan: Plan, whole: float) -> float:
-        """Seconds that slices may take now."""
+        """Seconds that slices may take now. None while prompts wait: whatever delays one delays all behind it."""
         if self.config.protect == "goals":
-            return 0.0 if plan.short else _MARGIN * self._allowance(plan, whole)
+            return self._until_goals(plan, whole)
         self._slack.spend(plan.grown)
         smallest = self._background.smallest()
         if smallest is None:
             return 0.0
         seconds = self._slack.earn(whole, min(whole, self._decoding_seconds(plan)), smallest)
         return 0.0 if self.scheduler.backlog or plan.short else seconds
+
+    def _until_goals(self, plan: Plan, whole: float) -> float:
+        """Seconds that are left until the first deadline, less `whole` for the steps before it."""
+        return 0.0 if self.scheduler.backlog or plan.short else MARGIN * self._allowance(plan, whole)
 
     def _decoding_seconds(self, plan: Plan) -> float:
         """What a step would take without its prompts; one of prompts alone, all of it."""

@@ -26,9 +26,9 @@ class Predictor:
         return self.load_seconds(Load.of(segments), extra_rows)
 
     def load_seconds(self, load: Load, extra_rows: int = 0) -> float:
-        kind = RIDE if extra_rows and self.estimator.corrections.get(RIDE) else STEP
         rows = load.rows + extra_rows
-        return self.estimator.seconds(kind, rows, self.cost.forward(rows, load.pairs, load.context, load.sampled))
+        work = self.cost.forward(rows, load.pairs, load.context, load.sampled)
+        return self.estimator.seconds(self._known(extra_rows > 0), rows, work)
 
     def decoding_seconds(self, requests: int, context: int, rows: int) -> float:
         """A pass over `rows` rows, in which so many requests decode with `context` cached tokens together."""
@@ -39,7 +39,7 @@ class Predictor:
 
     def step_seconds(self, load: Load, *, riding: bool = False) -> float:
         """A pass with exactly this load; `riding`: there are train tokens in it."""
-        return self.estimator.seconds(_kind(riding), load.rows, self.work(load))
+        return self.estimator.seconds(self._known(riding), load.rows, self.work(load))
 
     def observe(self, load: Load, seconds: float, *, riding: bool = False) -> None:
         """Learn from what a pass took."""
@@ -47,6 +47,10 @@ class Predictor:
 
     def mbu(self, load: Load, seconds: float) -> float:
         return self.estimator.roofline.mbu(self.work(load), seconds)
+
+    def _known(self, riding: bool) -> str:
+        """The kind of pass to predict by: any, until one with train tokens was seen."""
+        return RIDE if riding and self.estimator.corrections.get(RIDE) else STEP
 
     @property
     def median_error(self) -> float:

@@ -9,6 +9,8 @@ from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
 from coserve.engine.search import largest
 
+MARGIN = 0.9  # of the time until a deadline: predictions err
+
 
 class Protection:
     """Chooses who of the lower priorities rides along.
@@ -19,7 +21,6 @@ class Protection:
     """
 
     KEEP_STEPS = 2.0
-    _MARGIN = 0.9  # of the time until a deadline: predictions err
 
     def __init__(self, config: EngineConfig, predictor: Predictor):
         self._config, self._predictor = config, predictor
@@ -61,7 +62,7 @@ class Protection:
     def _allowance(self, plan: Plan, load: Load, now: float) -> float:
         """Seconds by which this step may grow."""
         if self._config.protect == "goals":
-            return max(0.0, self._MARGIN * self._time_left(plan, now) - plan.alone)
+            return max(0.0, MARGIN * self._time_left(plan, now) - plan.alone)
         earned = (float(self._config.protect) - 1) * plan.alone
         if not earned:
             return 0.0

@@ -13,10 +13,10 @@ class SlackAccount:
     time for prompts and t for training a token takes its own time over 1 - p - t instead of 1 - p: that is the factor
     if t is paid by what decoding alone takes.
 
-    When it is spent matters too. A large slice does more in its
-    time than many small ones, but makes one token late. Some steps are slow of themselves, because a prompt is in them:
-    a cheap step with a slice behind it may take as long as those (times the factor) without making the slowest tokens
-    slower. Savings are kept for such a slice; where all steps are alike, for a step or two.
+    When it is spent matters too. A large slice does more in its time than many small ones, but makes one token late.
+    Some steps are slow of themselves, because a prompt is in them: a cheap step with a slice behind it may take as long
+    as those (times the factor) without making the slowest tokens slower. Savings are kept for such a slice; where all
+    steps are alike, for a step or two.
     """
 
     KEEP_STEPS = 2.0

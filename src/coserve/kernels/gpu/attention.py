@@ -281,6 +281,7 @@ def _decode(
     EARLY: tl.constexpr,
 ):
     """A split of one row's keys, for the heads that share a key head. Grid: segments that decode, kv heads, splits."""
+    # Segments are as old as the step: between them and its first attention lie several kernels.
     segment, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     heads = tl.num_programs(1) * GROUP
     row = tl.load(segments + segment * 4).to(tl.int64)

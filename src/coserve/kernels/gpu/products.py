@@ -86,7 +86,7 @@ def product(
     """residual [rows, out] + x [rows, in] @ weight [out, in].T + bias [out], in x's format.
 
     Up to `FEW_ROWS` rows (`FEW_PACKED_ROWS`) do not know how many there are; more may. The residual is used up: the
-    result may lie in its memory.
+    result may lie in its memory, which must not be x's.
     """
     if _few(x, weight):
         return _launch(x, weight, bias, residual, gated=False)

@@ -26,7 +26,7 @@ def capability() -> int:
 
 
 def early() -> dict[str, Any]:
-    """For the launch of a kernel that calls `await_earlier` before it reads what others wrote, or writes."""
+    """For the launch of a kernel that calls `await_earlier` before it writes or reads what the one before it wrote."""
     return {"EARLY": True, "launch_pdl": True} if EARLY and capability() >= 90 else {"EARLY": False}
 
 
@@ -40,7 +40,11 @@ def one_order() -> dict[str, Any]:
 
 @triton.jit
 def await_earlier(EARLY: tl.constexpr):
-    """Waits until all kernels before this one have ended. What never changes while steps run may be read before."""
+    """Waits until all kernels before this one have ended.
+
+    What was written two kernels earlier, or before, may be read already: a kernel comes up when those before the one
+    before it have ended, since that one has waited for them before it let the next come.
+    """
     if EARLY:
         tl.extra.cuda.gdc_wait()
 
