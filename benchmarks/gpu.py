@@ -82,17 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a table in half a minute: fewer and shorter runs")
+    parser.add_argument("--quick", action="store_true", help="most tables in half a minute: fewer and shorter runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE, too")
     named = " ".join(NEEDED)
     parser.add_argument("--tables", nargs="+", choices=NEEDED, default=list(NEEDED), metavar="TABLE", help=named)
-    parser.add_argument("--limit", type=seconds, metavar="S", help="for all tables; default 600, with --quick 200")
+    parser.add_argument("--limit", type=seconds, metavar="S", help="for all tables; default 600, with --quick 400")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="for a checkpoint of 16 GB; default: $TMPDIR")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the made-up requests and data")
     parser.add_argument("--shape", choices=SIZES, default="llama-8b", help=argparse.SUPPRESS)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    options.limit = options.limit or (200.0 if options.quick else 600.0)
+    options.limit = options.limit or (400.0 if options.quick else 600.0)
     return options
 
 
