@@ -12,8 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.background_queue import BackgroundQueue
-from coserve.engine.load import Load
-from coserve.engine.runner import Flight, Landed
 from coserve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
 from coserve.models.decoder import Decoder
 from coserve.models.tokenizer import Tokenizer
@@ -143,7 +141,7 @@ def broken(*_: object) -> None:
     raise RuntimeError("broken")
 
 
-@pytest.mark.parametrize("where", ["step", "_expire", "_accept", "a call"])
+@pytest.mark.parametrize("where", ["a step", "expiring", "accepting", "a call"])
 def test_whatever_fails_on_the_engines_thread_ends_the_requests_and_not_the_thread(checkpoint, monkeypatch, where):
     with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny") as engine:
         running = Collector(engine, prompt(5), SamplingParams(temperature=0, ignore_eos=True))
@@ -152,12 +150,14 @@ def test_whatever_fails_on_the_engines_thread_ends_the_requests_and_not_the_thre
         with monkeypatch.context() as patch:
             if where == "a call":
                 engine.call(broken)
-            elif where == "_accept":
+            elif where == "accepting":
                 patch.setattr(engine.scheduler.waiting, "add", broken)
                 half = Collector(engine, prompt(5))
                 assert half.wait()[-1].finish_reason == "error"
+            elif where == "expiring":
+                patch.setattr(engine._requests, "expire", broken)
             else:
-                patch.setattr(engine, where, broken)
+                patch.setattr(engine, "step", broken)
             last = running.wait()[-1]
         assert last.finish_reason == "error" and last.error.message == "The engine failed on this request."
         assert len(Collector(engine, prompt(5)).wait()) == 24
@@ -344,20 +344,20 @@ def slow_engine(checkpoint, config: EngineConfig) -> Engine:
 
 def test_prompts_are_cut_to_the_itl_goal_while_others_wait_for_their_next_token(checkpoint):
     engine = slow_engine(checkpoint, EngineConfig(itl_goal=0.1, kv_cache_tokens=4096))
-    assert engine._max_tokens(0.0) == engine.config.max_batch_tokens, "nobody waits"
+    assert engine._steps.size.max_tokens(0.0) == engine.config.max_batch_tokens, "nobody waits"
     request = engine._activate(Request(prompt(9), GREEDY, "tiny"), lambda output: None)
     request.computed = 9
     request.tokens.append(5)
     request.last_token = 0.0
     engine.scheduler.running.append(request)
-    limit = engine._max_tokens(0.0)
+    limit = engine._steps.size.max_tokens(0.0)
 
     def seconds(rows: int) -> float:
         return engine._predictor.decoding_seconds(1, 10, rows)
 
     assert 17 < limit < engine.config.max_batch_tokens
     assert seconds(limit) <= 0.1 < seconds(limit + 1)
-    assert seconds(engine._max_tokens(0.04)) <= 0.06, "it waits since then"
+    assert seconds(engine._steps.size.max_tokens(0.04)) <= 0.06, "it waits since then"
 
 
 def test_steps_stay_short_while_a_higher_priority_is_expected(checkpoint):
@@ -365,19 +365,19 @@ def test_steps_stay_short_while_a_higher_priority_is_expected(checkpoint):
     engine.scheduler.add(engine._activate(Request(prompt(200), GREEDY, "tiny"), lambda output: None))
     engine.scheduler.plan(1, 0.0)
     most = engine.config.max_batch_tokens
-    assert engine._max_tokens(100.0) == most
-    engine._last_seen[5] = 95.0
-    assert engine._predictor.decoding_seconds(0, 0, engine._max_tokens(100.0)) <= 0.1
-    assert engine._max_tokens(106.0) == most, "none came for ten seconds"
+    assert engine._steps.size.max_tokens(100.0) == most
+    engine._steps.size._last_seen[5] = 95.0
+    assert engine._predictor.decoding_seconds(0, 0, engine._steps.size.max_tokens(100.0)) <= 0.1
+    assert engine._steps.size.max_tokens(106.0) == most, "none came for ten seconds"
 
 
 def test_under_goals_too_slices_end_when_a_request_comes(checkpoint, monkeypatch):
     engine = slow_engine(checkpoint, EngineConfig(protect="goals", kv_cache_tokens=4096))
     job = Job(9)
     engine._background.add(job)
-    monkeypatch.setattr(engine, "_allowance", lambda plan, whole: 1e9)
-    monkeypatch.setattr(engine, "_somebody_came", lambda: job.done == 2)
-    engine._use_slack(engine._plan(0.0), 0.1, 0.0)
+    monkeypatch.setattr(engine._co_serving, "_allowance", lambda plan, whole: 1e9)
+    monkeypatch.setattr(engine._co_serving, "_somebody_came", lambda: job.done == 2)
+    engine._co_serving.use_slack(engine._steps.plan(0.0), 0.1, behind=0.0, ahead=False)
     assert job.done == 2
 
 
@@ -385,21 +385,17 @@ def test_slices_wait_for_the_step_that_is_on_its_way_and_come_before_the_next(ch
     engine = slow_engine(checkpoint, EngineConfig(kv_cache_tokens=4096))
     job = Job(9)
     engine._background.add(job)
-    monkeypatch.setattr(engine, "_slack_behind", lambda plan, whole: 1e9)
+    monkeypatch.setattr(engine._co_serving, "_slack_behind", lambda plan, whole: 1e9)
     monkeypatch.setattr(BackgroundQueue, "full", property(lambda queue: job.done == 2))
-    plan = engine._plan(0.0)
-    engine._flight = flight = Flight(plan, Load(), None, lambda: Landed([], 0.1))
-    engine._use_slack(plan, 0.1, 0.0)
-    assert job.done == 0
-    assert engine._launch_slices(flight) == 0.0 and job.done == 0, "a CPU's step has landed: tokens come first"
+    plan = engine._steps.plan(0.0)
+    co_serving = engine._co_serving
+    assert co_serving.use_slack(plan, 0.1, behind=0.0, ahead=True) == 0.0 and job.done == 0
+    assert co_serving.launch_behind(plan) == 0.0 and job.done == 0, "a CPU's step has landed: tokens come first"
     monkeypatch.setattr(engine._runner, "goes_ahead", lambda plan: True)
-    behind = engine._launch_slices(flight)
+    behind = co_serving.launch_behind(plan)
     assert behind > 0 and job.done == 2, "more would have to wait for the step"
-    engine._flight = None
     monkeypatch.setattr(BackgroundQueue, "full", property(lambda queue: False))
-    spent = engine._counters.training_seconds
-    engine._use_slack(plan, 0.1, behind)
-    assert job.done == 9 and engine._counters.training_seconds - spent >= behind
+    assert co_serving.use_slack(plan, 0.1, behind=behind, ahead=False) >= behind and job.done == 9
 
 
 def test_a_prompt_without_memory_fails_also_where_more_decode_than_are_in_its_step(checkpoint):
@@ -417,8 +413,7 @@ def test_a_prompt_without_memory_fails_also_where_more_decode_than_are_in_its_st
     def take(tokens: int, priority: int) -> None:
         request = Request(prompt(tokens), GREEDY, "tiny", priority=priority)
         one = engine._activate(request, lambda output: ended.append((priority, output.error)))
-        engine._requests[request.id] = one
-        engine.scheduler.add(one)
+        engine._requests.accept(one)
 
     for _ in range(20):
         take(3, 0)
@@ -439,5 +434,5 @@ def test_training_waits_for_the_deadlines_of_the_highest_priority_only(checkpoin
         request = engine._activate(Request(prompt(9), GREEDY, "tiny", **who), lambda output: None)
         engine.scheduler.add(request)
         request.last_token = now
-    plan = engine._plan(now)
-    assert 4.0 < engine._allowance(plan, 0.5) <= 4.5
+    plan = engine._steps.plan(now)
+    assert 4.0 < engine._co_serving._allowance(plan, 0.5) <= 4.5

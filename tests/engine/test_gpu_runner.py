@@ -276,7 +276,7 @@ def test_a_request_that_has_ended_hears_nothing_of_another_one_with_its_name(eng
 def test_who_decodes_for_long_was_seen_lately(engine):
     """Though no step of its was planned from the ground up."""
     seen = []
-    engine.submit(Request(prompt(6), GREEDY, "tiny"), lambda output: seen.append(engine._last_seen[0]))
+    engine.submit(Request(prompt(6), GREEDY, "tiny"), lambda output: seen.append(engine._steps.size._last_seen[0]))
     while len(seen) < 20:
         time.sleep(0.01)
     assert len(engine.ahead) > 10 and len(set(seen)) > 10

@@ -11,8 +11,7 @@ import time
 import pytest
 import torch
 
-from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
-from coserve.engine import engine as engine_module
+from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams, sleep
 from coserve.engine.offload import Blocks, Whole, cache_tensors, offload
 from coserve.errors import Unavailable
 from coserve.kernels import KVCache, paged
@@ -34,7 +33,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def as_on_gpu(monkeypatch):
     monkeypatch.setattr(loading, "placement_on", lambda device: OnGpu(CPU))
-    monkeypatch.setattr(engine_module, "is_gpu", lambda device: True)
+    monkeypatch.setattr(sleep, "is_gpu", lambda device: True)
     monkeypatch.setattr(paged, "huge_empty", lambda shape, dtype: torch.empty(shape, dtype=dtype))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams, active, co_serving, requests, steps
 from coserve.engine import engine as engine_module
 from coserve.engine.active import Sampled
 from coserve.engine.background import Slice
@@ -202,9 +202,15 @@ def arrivals(rate: float, number: int, seed: int = 0) -> list[Arrival]:
 
 
 def virtual_engine(checkpoint: Path, gpu: VirtualGpu, monkeypatch: pytest.MonkeyPatch, **config: Any) -> Engine:
-    monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: gpu.now))
+    for module in (engine_module, active, co_serving, requests, steps):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: gpu.now))
     monkeypatch.setattr(engine_module, "make_runner", lambda decoder, cache, **_: VirtualRunner(gpu))
     monkeypatch.setattr(engine_module, "takes_rides", lambda decoder: False)
+    monkeypatch.setattr(
+        BackgroundQueue,
+        "on",
+        lambda device, estimator: BackgroundQueue(estimator, GpuClock(lambda: VirtualEvent(gpu))),
+    )
     monkeypatch.setattr(Decoder, "cost", COST)
     engine = Engine(
         Decoder.from_directory(checkpoint, dtype=torch.float32),
@@ -214,7 +220,6 @@ def virtual_engine(checkpoint: Path, gpu: VirtualGpu, monkeypatch: pytest.Monkey
         config=EngineConfig(kv_cache_tokens=64 * 2048, max_waiting=1 << 20, **config).on("cuda"),
     )
     engine.max_context = 1 << 20  # nothing is computed
-    engine._background = BackgroundQueue(engine.estimator, GpuClock(lambda: VirtualEvent(gpu)))
     return engine
 
 
@@ -240,7 +245,7 @@ def serve(engine: Engine, gpu: VirtualGpu, coming: Sequence[Arrival], *, trainin
     for one in coming:
         gpu.at(one.at, lambda one=one: come(one))
     while answered < len(coming):
-        engine._read_inbox()
+        engine._inbox.read()
         if engine._flight is not None or engine.scheduler.has_work:
             engine.step()
         elif not engine._run_idle_slice():

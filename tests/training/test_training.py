@@ -176,6 +176,10 @@ class Listener:
         if event.kind in ("finished", "failed") or event.status == "cancelled":
             self.over.set()
 
+    @property
+    def steps(self):
+        return sum(event.kind == "metrics" for event in self.events)
+
     def wait(self):
         assert self.over.wait(120)
         return self.events

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coserve.engine.config import EngineConfig
 from coserve.engine.request import Output, Request
+from coserve.errors import ContextLengthExceeded, InvalidRequest
 from coserve.kernels import LoraLayer
 from coserve.models.detokenizer import Detokenizer
+from coserve.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,45 @@ class ActiveRequest:
         if token in self.stop_ids:
             return "stop"
         return "length" if self.completion_tokens >= self.max_tokens else None
+
+
+def activate(
+    request: Request,
+    on_output: Callable[[Output], None],
+    *,
+    adapter: Sequence[LoraLayer] | None,
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    max_context: int,
+) -> ActiveRequest:
+    """Check a request against its model, and give it what it needs to run.
+
+    Raises `InvalidRequest`, or `ContextLengthExceeded` if it could never fit into `max_context` tokens.
+    """
+    length, params = len(request.prompt), request.params
+    if not length:
+        raise InvalidRequest("The prompt is empty; it must hold at least one token.", param="prompt")
+    if not all(0 <= token < vocab_size for token in request.prompt):
+        raise InvalidRequest(f"The prompt holds a token id outside 0..{vocab_size - 1}.", param="prompt")
+    if not all(0 <= token < vocab_size for token in params.logit_bias):
+        raise InvalidRequest(f"logit_bias names a token id outside 0..{vocab_size - 1}.", param="logit_bias")
+    room = max_context - length
+    if room < 1 or (params.max_tokens is not None and params.max_tokens > room):
+        asked = f" and max_tokens asks for {params.max_tokens} more" if params.max_tokens else ""
+        raise ContextLengthExceeded(
+            f"This model's context is {max_context} tokens; the prompt has {length}{asked}. "
+            "Shorten the prompt or lower max_tokens.",
+            param="messages",
+        )
+    stop_ids = frozenset(params.stop_token_ids)
+    if not params.ignore_eos:
+        stop_ids |= tokenizer.eos_token_ids
+    return ActiveRequest(
+        request,
+        adapter,
+        Detokenizer(tokenizer, params.stop),
+        params.max_tokens or room,
+        stop_ids,
+        on_output,
+        time.perf_counter(),
+    )

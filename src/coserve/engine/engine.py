@@ -2,66 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-from coserve.engine.active import ActiveRequest, Sampled
+from coserve.engine.active import ActiveRequest, activate
 from coserve.engine.background import BackgroundWork
 from coserve.engine.background_queue import BackgroundQueue
-from coserve.engine.batch import Ride
 from coserve.engine.blocks import BlockPool, blocks_for
 from coserve.engine.cache_size import cache_tokens
+from coserve.engine.co_serving import CoServing
 from coserve.engine.config import EngineConfig
-from coserve.engine.offload import Offloaded, offload
+from coserve.engine.inbox import Inbox
 from coserve.engine.plan import Plan
 from coserve.engine.predictor import Predictor
-from coserve.engine.protection import MARGIN, Protection
-from coserve.engine.request import Output, Request, SamplingParams, TokenLogprob
+from coserve.engine.request import Output, Request, SamplingParams
+from coserve.engine.requests import Requests
 from coserve.engine.runner import Flight, make_runner, takes_rides
 from coserve.engine.scheduler import Scheduler
-from coserve.engine.search import largest
-from coserve.engine.segment import Segment
-from coserve.engine.shortage import Shortage
-from coserve.engine.slack import SlackAccount
+from coserve.engine.sleep import Sleep
 from coserve.engine.stats import Counters, EngineStats
-from coserve.errors import (
-    ContextLengthExceeded,
-    CoserveError,
-    InvalidRequest,
-    ModelNotFound,
-    OutOfMemory,
-    Unavailable,
-)
+from coserve.engine.steps import Steps
+from coserve.errors import InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
-from coserve.kernels.device import choose_device, is_gpu
-from coserve.kernels.memory import is_out_of_memory, keep_freed_memory
+from coserve.kernels.device import choose_device
+from coserve.kernels.memory import keep_freed_memory
 from coserve.models.adapter import Adapter, load_adapter
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
-from coserve.models.detokenizer import Detokenizer
 from coserve.models.generation import GenerationConfig
 from coserve.models.hub import BUILTIN, resolve_model
 from coserve.models.tokenizer import Tokenizer
 from coserve.roofline import Estimator, Roofline
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _IDLE_SECONDS = 0.25  # between two looks at the clock while there is nothing to do
-_SMALLEST_CHUNK = 16  # tokens of a prompt that go along in any step
-_IDLE_SLICE_LIMITS = (0.001, 0.1)  # seconds
 _NO_MEMORY = (
     "The GPU's memory does not suffice for a step of {} tokens. Lower max_batch_tokens or max_num_seqs, so that steps "
     "are smaller, or kv_cache_tokens, so that they have more room; or end what else uses the GPU."
@@ -70,7 +57,6 @@ _NO_MEMORY_TO_TRAIN = (
     "The GPU's memory does not suffice to serve and to train. Lower the job's micro_batch_tokens or max_length, or the "
     "server's kv_cache_tokens; or end what else uses the GPU."
 )
-_EXPECTED_SECONDS = 10.0  # for so long after a request, another one of its priority may come any moment
 
 
 class Engine:
@@ -96,14 +82,13 @@ class Engine:
         self.cost = decoder.cost
         self.estimator = Estimator(roofline)
         self._predictor = Predictor(self.cost, self.estimator)
+        rides = takes_rides(decoder)
         serving = blocks_for(cache_tokens(decoder, self.config))
-        training = blocks_for(self.config.train_tokens) if takes_rides(decoder) else 0
+        training = blocks_for(self.config.train_tokens) if rides else 0
         self.cache = decoder.new_cache(serving + training + 1)
-        self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
-        self._due_seconds = 0.0  # that slices may take as soon as the step on its way has landed; under a factor
         self.train_blocks = list(range(serving, serving + training))
-        self.scheduler = Scheduler(self.config, BlockPool(serving))
         self.max_context = min(decoder.max_positions, serving * BLOCK_SIZE)
+        self.scheduler = Scheduler(self.config, BlockPool(serving))
         self._runner = make_runner(
             decoder,
             self.cache,
@@ -111,26 +96,28 @@ class Engine:
             blocks=blocks_for(self.max_context),
             scratch=serving + training,
         )
-        factor = 1.0 if self.config.protect == "goals" else float(self.config.protect)
-        self._slack = SlackAccount(factor)
-        self._protection = Protection(self.config, self._predictor)
-        self._shortage = Shortage(self.config.max_batch_tokens)
-        self._last_seen: dict[int, float] = {}  # when a request of a priority last ran
-        self._counters = Counters()
-        self._adapters: dict[str, Adapter] = {}
-        self._requests: dict[str, ActiveRequest] = {}
-        self._background = BackgroundQueue.on(decoder.device, self.estimator)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._warm_up()
+        self._inbox = Inbox()
         # Requests handed over but not yet in the scheduler, by priority; guarded by _lock.
         self._submitted: Counter[int] = Counter()
         self._lock = threading.Lock()
-        self._stopping = False
-        self._offloaded: Offloaded | None = None  # while it sleeps
-        self._awake = threading.Condition()  # held by whoever takes the device's memory, or gives it back
-        self._warm_up()
+        self._adapters: dict[str, Adapter] = {}
+        self._counters = Counters()
+        self._requests = Requests(self.scheduler, tokenizer, self._counters)
+        self._steps = Steps(self.config, self.scheduler, self._predictor, self._runner)
+        self._flight: Flight | None = None  # a step that was launched ahead, before the one before it had landed
+        self._background = BackgroundQueue.on(decoder.device, self.estimator)
+        self._co_serving = CoServing(
+            self.config,
+            self.scheduler,
+            self._predictor,
+            self._runner,
+            self._background,
+            rides=rides,
+            somebody_came=self._somebody_came,
+        )
+        self._sleep = Sleep(decoder, self.cache)
         self._thread = threading.current_thread()
-        # Running mean of a prompt's predicted seconds: what a TTFT is made of.
-        self._first_token_seconds = self._predictor.seconds([Segment("prefill", [0] * 128, 0, (), sample=True)])
 
     @classmethod
     def from_pretrained(
@@ -223,8 +210,6 @@ class Engine:
         """
         active = self._activate(request, on_output)
         with self._lock:
-            if self._stopping:
-                raise Unavailable("the engine is shutting down.")
             # Those of lower priority do not count: a crowd of them keeps nobody out.
             ahead = self.scheduler.waiting.count_from(request.priority)
             ahead += sum(count for priority, count in self._submitted.items() if priority >= request.priority)
@@ -232,12 +217,13 @@ class Engine:
                 raise Unavailable(
                     f"the queue is full ({self.config.max_waiting} requests wait already); try again shortly."
                 )
+            if not self._inbox.put(lambda: self._accept(active)):
+                raise Unavailable("the engine is shutting down.")
             self._submitted[request.priority] += 1
-        self._inbox.put(lambda: self._accept(active))
 
     def cancel(self, request_id: str) -> None:
         """End a request early; its last output says "cancelled". No effect on one that has ended."""
-        self._inbox.put(lambda: self._cancel(request_id))
+        self._inbox.put(lambda: self._requests.cancel(request_id))
 
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, model: str | None = None
@@ -321,29 +307,24 @@ class Engine:
         there is nowhere to move to. From any thread, but not from `on_output`, which is in the middle of a step. Raises
         `Unavailable` if main memory has no room; then the engine goes on.
         """
-        return self._between_steps(self._fall_asleep)
+        return self._inbox.ask(self._fall_asleep)
 
     def wake(self) -> None:
         """Undo `sleep`; returns when the engine works again. Raises `Unavailable` if the GPU's memory is taken by
         another program; then it sleeps on."""
-        self._between_steps(self._wake_up)
+        self._inbox.ask(self._sleep.wake)
 
-    @contextlib.contextmanager
-    def awake(self) -> Iterator[None]:
+    def awake(self) -> AbstractContextManager[None]:
         """Within this the engine does not sleep: for other threads that take the device's memory.
 
         Waits for `wake` while it sleeps. Keep it short, and wait for no step within. Raises `Unavailable` if the engine
         shuts down.
         """
-        with self._awake:
-            self._awake.wait_for(lambda: self._stopping or not self.asleep)
-            if self._stopping:
-                raise Unavailable("the engine is shutting down.")
-            yield
+        return self._sleep.awake()
 
     @property
     def asleep(self) -> bool:
-        return self._offloaded is not None
+        return self._sleep.asleep
 
     def stats(self) -> EngineStats:
         c, chip = self._counters, self.estimator.roofline.chip
@@ -389,14 +370,9 @@ class Engine:
 
     def shutdown(self) -> None:
         """Stop the thread. Requests in flight end as "cancelled"; background work stays where it is."""
-        with self._lock:
-            if self._stopping:
-                return
-            self._stopping = True
-        self._inbox.put(lambda: None)
-        with self._awake:
-            self._awake.notify_all()
-        self._thread.join()
+        if self._inbox.close():
+            self._sleep.end()
+            self._thread.join()
 
     def __enter__(self) -> Engine:
         return self
@@ -407,10 +383,10 @@ class Engine:
     # ---- the loop, on the engine's own thread -----------------------------------------------------------------
 
     def _loop(self) -> None:
-        while not self._stopping:
+        while not self._inbox.closed:
             try:
-                self._read_inbox()
-                self._expire()
+                self._inbox.read()
+                self._requests.expire()
                 if self.asleep:
                     self._wait()
                 elif self._flight is not None or self.scheduler.has_work:
@@ -420,71 +396,44 @@ class Engine:
             except Exception as error:
                 log.exception("a step failed; all requests end with an error")
                 self._flight = None
-                self._fail_all(error)
-        self._read_inbox()  # nobody shall wait for an answer
-        for request in list(self._requests.values()):
-            self._finish(request, "cancelled")
+                self._requests.fail_all(error)
+        self._inbox.read()  # nobody shall wait for an answer
+        self._requests.cancel_all()
 
     def step(self) -> None:
         """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
         flight = self._flight or self._launch()
         if flight is None:
             return
-        behind = self._launch_slices(flight)
-        self._flight = None if behind else self._launch_ahead(flight)
+        behind = self._co_serving.launch_behind(flight.plan)
+        self._flight = None if behind or self._somebody_came() else self._steps.launch_ahead(flight)
         self._land(flight, behind)
 
     def _launch(self) -> Flight | None:
         """The next step; None if it found no memory. Then something has given way, and the step after it is another."""
-        plan = self._plan(time.perf_counter())
-        flight = self._if_memory_reaches(plan, lambda: self._runner.launch(plan, self._ride(plan)))
+        plan = self._steps.plan(time.perf_counter())
+        flight = self._steps.launch(plan, self._co_serving.ride(plan))
         if flight is None:
             self._give_way(plan)
-        else:
-            self._shortage.launched()
         return flight
-
-    def _launch_ahead(self, flight: Flight) -> Flight | None:
-        """The next step too, if it will be the same again, and nobody has come who should be in it."""
-        if self._somebody_came() or not self._runner.goes_ahead(flight.plan):
-            return None
-        now = time.perf_counter()
-        plan = self.scheduler.plan_ahead(flight.plan, now)
-        if plan is None:
-            return None
-        self._see(now)
-        plan.alone = self._predictor.seconds(plan.segments())
-        return self._if_memory_reaches(plan, lambda: self._runner.launch_ahead(plan))
-
-    def _if_memory_reaches(self, plan: Plan, launch: Callable[[], Flight]) -> Flight | None:
-        """The flight, or None, and the plan has come to nothing."""
-        try:
-            return launch()
-        except Exception as error:  # which holds on to all that the step had allocated, until it is gone
-            if not is_out_of_memory(error):
-                raise
-            log.warning("a step of %d tokens found no memory: %s", plan.rows, str(error))
-        for request in plan.asking():
-            self.scheduler.take_back(request)
-        self._protection.take_back(plan)
-        return None
 
     def _give_way(self, plan: Plan) -> None:
         """Make room for a step that found no memory: by what can be made again, then by smaller steps, then by a job,
         and only then by requests, those whose prompts are in the step before those that decode."""
+        size = self._steps.size
         gave = self._background.give_way()
         self._runner.give_way()
-        if self._shortage.try_again() or gave:
+        if size.shortage.try_again() or gave:
             return
         prompts = [request for request, _ in plan.chosen if not request.decoding]
-        if prompts and self._shortage.make_smaller(plan.rows, self._least_rows(), time.perf_counter()):
+        if prompts and size.shortage.make_smaller(plan.rows, size.least_rows(), time.perf_counter()):
             return
         if self._background.end_first(OutOfMemory(_NO_MEMORY_TO_TRAIN)):
             return
         told = OutOfMemory(_NO_MEMORY.format(plan.rows))
         log.error("requests fail for want of memory: %s", told)
         for request in prompts or [request for request, _ in plan.chosen]:
-            self._finish(request, "error", told)
+            self._requests.finish(request, "error", told)
 
     def _land(self, flight: Flight, behind: float = 0.0) -> None:
         """Wait for a step; slices of so many seconds were launched behind it."""
@@ -494,52 +443,10 @@ class Engine:
         plan = flight.plan
         whole = plan.alone + plan.grown
         self._account(flight, whole, landed.seconds)
-        self._settle(plan, landed.sampled)
-        self._use_slack(plan, min(whole, landed.seconds), behind)
-
-    def _plan(self, now: float) -> Plan:
-        plan = self.scheduler.plan(self._max_tokens(now), now)
-        for request, length in self._protection.riders(plan, self._most_rows(now), now):
-            self.scheduler.take(plan, request, length, now)
-        plan.arrange()
-        self._see(now)
-        return plan
-
-    def _see(self, now: float) -> None:
-        for request in self.scheduler.running:
-            self._last_seen[request.priority] = now
-
-    def _max_tokens(self, now: float) -> int:
-        """Tokens of the next step: beside requests that decode, as long chunks of prompts as their deadlines allow.
-
-        Where decoding alone misses them, a chunk may take as long again: else prompts would hardly move. Steps are
-        kept as short when nobody decodes but requests of a higher priority came lately: the next one to come waits for
-        one such step at most, not for the longest one.
-        """
-        foremost, most = self.scheduler.foremost(), self._most_rows(now)
-        waiting = [r for r in foremost if r.decoding]
-        if not waiting and not self._higher_expected(foremost, now):
-            return most
-        context = sum(len(r.tokens) for r in waiting)
-
-        def seconds(rows: int) -> float:
-            return self._predictor.decoding_seconds(len(waiting), context, rows)
-
-        own = min((r.due(self.config) - now for r in waiting), default=self.config.itl_goal)
-        goal = max(own, 2 * seconds(len(waiting)))
-        return largest(min(most, len(waiting) + _SMALLEST_CHUNK), most, lambda rows: seconds(rows) <= goal)
-
-    def _most_rows(self, now: float) -> int:
-        return self._shortage.most_rows(self._least_rows(), now)
-
-    def _least_rows(self) -> int:
-        """That a step may have whatever memory there is: all who decode, and something of a prompt."""
-        return sum(r.decoding for r in self.scheduler.running) + _SMALLEST_CHUNK
-
-    def _higher_expected(self, foremost: Sequence[ActiveRequest], now: float) -> bool:
-        """Whether requests of a higher priority than these ran within the last seconds."""
-        highest = max((r.priority for r in foremost), default=0)
-        return any(p > highest and now - seen < _EXPECTED_SECONDS for p, seen in self._last_seen.items())
+        self._requests.settle(plan, landed.sampled)
+        ahead = self._flight is not None
+        spent = self._co_serving.use_slack(plan, min(whole, landed.seconds), behind=behind, ahead=ahead)
+        self._counters.training_seconds += spent
 
     def _account(self, flight: Flight, whole: float, seconds: float) -> None:
         """Compare with the prediction, and book the time to inference (predicted: `whole`) and to training."""
@@ -550,318 +457,60 @@ class Engine:
         if not riding and all(segment.kind == "decode" for segment in flight.plan.segments()):
             c.mbu += 0.05 * (self._predictor.mbu(load, seconds) - c.mbu)
         extra = seconds * max(0.0, 1 - whole / c.predicted) if riding else 0.0
-        self._slack.spend(extra)
+        self._co_serving.pay(extra)
         c.training_seconds += extra
         c.inference_seconds += seconds - extra
 
-    def _settle(self, plan: Plan, sampled: Sequence[Sampled | None]) -> None:
-        """Move every request on by what was computed and chosen, and tell the callers.
-
-        One that ended, or did not get its token, while a step ahead was on its way stays where it was.
-        """
-        now, tokens = time.perf_counter(), iter(sampled)
-        for request, segment in plan.chosen:
-            token = next(tokens) if segment.sample else None
-            ended = self._requests.get(request.request.id) is not request
-            if ended or segment.start != request.computed or (segment.sample and token is None):
-                if segment.sample:
-                    self.scheduler.take_back(request)
-                continue
-            request.computed += len(segment.tokens)
-            if segment.kind == "prefill":
-                self._counters.prompt_tokens += len(segment.tokens)
-            if token is not None:
-                self._emit(request, token, now)
-
-    def _emit(self, request: ActiveRequest, sampled: Sampled, now: float) -> None:
-        reason = request.append(sampled.token_id)
-        c = self._counters
-        c.output_tokens += 1
-        if request.last_token is None:
-            c.ttft.observe(now - request.arrived, now)
-        else:
-            c.itl.observe(now - request.last_token, now)
-        request.last_token = now
-        if reason == "stop":
-            text = request.detokenizer.flush()
-        else:
-            text, stopped = request.detokenizer.push(sampled.token_id)
-            if stopped:
-                reason = "stop"
-            elif reason is not None:
-                text += request.detokenizer.flush()
-        self._send(request, text, reason, sampled)
-        if reason is not None:
-            c.finished += 1
-            self._forget(request)
-
-    def _send(
-        self,
-        request: ActiveRequest,
-        text: str,
-        reason: str | None,
-        sampled: Sampled | None = None,
-        error: CoserveError | None = None,
-    ) -> None:
-        logprob = None
-        if sampled is not None and sampled.logprob is not None:
-            name = self.tokenizer.token_text
-            top = tuple((token, name(token), value) for token, value in sampled.top)
-            logprob = TokenLogprob(sampled.token_id, name(sampled.token_id), sampled.logprob, top)
-        output = Output(
-            request.request.id,
-            sampled.token_id if sampled else None,
-            text,
-            reason,
-            request.prompt_tokens,
-            request.completion_tokens,
-            logprob,
-            error,
-        )
-        try:
-            request.on_output(output)
-        except Exception:
-            log.exception("a caller's on_output raised; its request goes on")
-
-    # ---- the slack --------------------------------------------------------------------------------------------
-
-    def _ride(self, plan: Plan) -> Ride | None:
-        """As many train tokens as the slack of this step pays for.
-
-        Prompts leave none, as they wait for arithmetic; nor do lower priorities that got less than they could use.
-        """
-        if not takes_rides(self.decoder) or not self._background or self.scheduler.backlog or plan.short:
-            return None
-        segments, whole = plan.segments(), plan.alone + plan.grown
-        budget = whole + self._allowance(plan, whole)
-        most = self.config.max_batch_tokens - sum(len(s.tokens) for s in segments)
-        return self._background.ride(largest(0, most, lambda rows: self._predictor.seconds(segments, rows) <= budget))
-
-    def _allowance(self, plan: Plan, whole: float) -> float:
-        """Seconds by which a step of `whole` seconds may grow for training's sake: what protects the highest priority
-        from lower ones, less what these took."""
-        if self.config.protect != "goals":
-            return max(0.0, (self._slack.factor - 1) * plan.alone - plan.grown)
-        now = time.perf_counter()
-        first = min((request.due(self.config) for request in self.scheduler.protected()), default=now)
-        return max(0.0, first - now - whole)
-
-    def _launch_slices(self, flight: Flight) -> float:
-        """Behind a step that is on its way, where the next one could be: so launching them costs the chip no time.
-
-        No more than may be in flight: who waited for one of them would wait for the step. Returns their seconds.
-        """
-        plan = flight.plan
-        if not self._background or self.scheduler.backlog or not self._runner.goes_ahead(plan):
-            return 0.0
-        seconds = self._due_seconds
-        if self.config.protect == "goals":
-            seconds = self._until_goals(plan, 2 * plan.alone)  # this step and the next
-        return self._background.fill(seconds, lambda: self._background.full or self._somebody_came())
-
-    def _use_slack(self, plan: Plan, whole: float, behind: float) -> None:
-        """After a step of `whole` seconds of inference: slices, while the slack pays for them, and nobody comes.
-
-        Not where the next step is on its way already: what is launched behind that cannot be taken back for whoever
-        comes. They are due as soon as the slack pays for them, and then come before the next step.
-        """
-        begun, self._due_seconds = time.perf_counter(), 0.0
-        seconds = self._slack_behind(plan, whole) if self._background and not self._stopping else 0.0
-        spent = behind
-        if self._flight is not None:
-            self._due_seconds = seconds
-        elif seconds > 0:
-
-            def interrupted() -> bool:
-                return self._somebody_came() or time.perf_counter() - begun >= seconds
-
-            spent += self._background.fill(seconds - behind, interrupted)
-        if spent:
-            spent = max(spent, time.perf_counter() - begun)  # a GPU may have waited for launches
-        self._counters.training_seconds += spent
-        self._slack.spend(spent)
-
-    def _slack_behind(self, plan: Plan, whole: float) -> float:
-        """Seconds that slices may take now. None while prompts wait: whatever delays one delays all behind it."""
-        if self.config.protect == "goals":
-            return self._until_goals(plan, whole)
-        self._slack.spend(plan.grown)
-        smallest = self._background.smallest()
-        if smallest is None:
-            return 0.0
-        seconds = self._slack.earn(whole, min(whole, self._decoding_seconds(plan)), smallest)
-        return 0.0 if self.scheduler.backlog or plan.short else seconds
-
-    def _until_goals(self, plan: Plan, whole: float) -> float:
-        """Seconds that are left until the first deadline, less `whole` for the steps before it."""
-        return 0.0 if self.scheduler.backlog or plan.short else MARGIN * self._allowance(plan, whole)
-
-    def _decoding_seconds(self, plan: Plan) -> float:
-        """What a step would take without its prompts; one of prompts alone, all of it."""
-        decoding = [segment for segment in plan.segments() if segment.kind == "decode"]
-        return self._predictor.seconds(decoding or plan.segments())
-
-    def _somebody_came(self) -> bool:
-        return not self._inbox.empty()
-
     def _run_idle_slice(self) -> bool:
-        """Nobody is served: run a slice that a new request would hardly notice. False if there is nothing to do.
-
-        A request comes, on average, in the middle of a slice: it waits for half of it, and on a GPU for the next one,
-        which was launched already.
-        """
-        if not self._background:
-            return False
-        share = 0.1 if self.config.protect == "goals" else self._slack.factor - 1
-        low, high = _IDLE_SLICE_LIMITS
-        seconds = min(high, max(low, share * self._first_token_seconds / (self._background.depth - 0.5)))
-        took = self._background.run(seconds, at_least_one=True)
+        """Nobody is served: some background work. False if there is none."""
+        took = self._co_serving.run_idle_slice()
         self._counters.training_seconds += took
         return took > 0
 
-    # ---- requests, on the engine's own thread -----------------------------------------------------------------
+    def _somebody_came(self) -> bool:
+        return not self._inbox.empty
+
+    def _wait(self) -> None:
+        """Until there is something in the inbox; now and then, so that the idle time counted is up to date."""
+        started = time.perf_counter()
+        self._inbox.wait(_IDLE_SECONDS)
+        self._counters.idle_seconds += time.perf_counter() - started
+
+    # ---- between two steps ------------------------------------------------------------------------------------
 
     def _activate(self, request: Request, on_output: Callable[[Output], None]) -> ActiveRequest:
-        """Check a request against the model, and give it what it needs to run."""
+        """On the caller's thread."""
         adapter = self._adapters.get(request.model)
         if adapter is None and request.model != self.name:
             raise ModelNotFound(
                 f"The model {request.model!r} does not exist; this server has {', '.join(self.models())}.",
                 param="model",
             )
-        vocab, length, params = self.decoder.config.vocab_size, len(request.prompt), request.params
-        if not length:
-            raise InvalidRequest("The prompt is empty; it must hold at least one token.", param="prompt")
-        if not all(0 <= token < vocab for token in request.prompt):
-            raise InvalidRequest(f"The prompt holds a token id outside 0..{vocab - 1}.", param="prompt")
-        if not all(0 <= token < vocab for token in params.logit_bias):
-            raise InvalidRequest(f"logit_bias names a token id outside 0..{vocab - 1}.", param="logit_bias")
-        room = self.max_context - length
-        if room < 1 or (params.max_tokens is not None and params.max_tokens > room):
-            asked = f" and max_tokens asks for {params.max_tokens} more" if params.max_tokens else ""
-            raise ContextLengthExceeded(
-                f"This model's context is {self.max_context} tokens; the prompt has {length}{asked}. "
-                "Shorten the prompt or lower max_tokens.",
-                param="messages",
-            )
-        stop_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_ids |= self.tokenizer.eos_token_ids
-        return ActiveRequest(
+        return activate(
             request,
-            adapter.layers if adapter else None,
-            Detokenizer(self.tokenizer, params.stop),
-            params.max_tokens or room,
-            stop_ids,
             on_output,
-            time.perf_counter(),
+            adapter=adapter.layers if adapter else None,
+            tokenizer=self.tokenizer,
+            vocab_size=self.decoder.config.vocab_size,
+            max_context=self.max_context,
         )
 
     def _accept(self, request: ActiveRequest) -> None:
         with self._lock:
-            self._submitted[request.request.priority] -= 1
-        self._requests[request.request.id] = request
-        self.scheduler.add(request)
-        own = self._predictor.seconds([Segment("prefill", request.tokens, 0, (), sample=True)])
-        self._first_token_seconds += 0.1 * (own - self._first_token_seconds)
-
-    def _cancel(self, request_id: str) -> None:
-        request = self._requests.get(request_id)
-        if request is not None:
-            self._counters.cancelled += 1
-            self._finish(request, "cancelled")
-
-    def _expire(self) -> None:
-        """End the requests that were not admitted within their time."""
-        for request in self.scheduler.waiting.expired(time.perf_counter()):
-            if request.request.id in self._requests:
-                self._counters.expired += 1
-                told = f"The request was not served within {request.request.queue_seconds:g} seconds; try again later."
-                self._finish(request, "error", Unavailable(told))
-
-    def _finish(self, request: ActiveRequest, reason: str, error: CoserveError | None = None) -> None:
-        self._send(request, request.detokenizer.flush() if error is None else "", reason, error=error)
-        self._forget(request)
-
-    def _forget(self, request: ActiveRequest) -> None:
-        self._requests.pop(request.request.id, None)
-        self.scheduler.release(request)
-
-    def _fail_all(self, error: Exception) -> None:
-        told = error if isinstance(error, CoserveError) else CoserveError("The engine failed on this request.")
-        for request in list(self._requests.values()):
-            try:
-                self._finish(request, "error", told)
-            except Exception:  # half accepted: the thread must go on for all the others
-                log.exception("a request that failed could not be forgotten")
-
-    def _read_inbox(self) -> None:
-        while True:
-            try:
-                self._inbox.get_nowait()()
-            except queue.Empty:
-                return
-
-    def _wait(self) -> None:
-        """Until there is something in the inbox; now and then, so that the idle time counted is up to date."""
-        started = time.perf_counter()
-        with contextlib.suppress(queue.Empty):
-            self._inbox.get(timeout=_IDLE_SECONDS)()
-        self._counters.idle_seconds += time.perf_counter() - started
-
-    # ---- sleep ------------------------------------------------------------------------------------------------
-
-    def _between_steps(self, function: Callable[[], T]) -> T:
-        """Run it on the engine's own thread, and wait for what it returns."""
-        if threading.current_thread() is self._thread:
-            return function()
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(function())
-            except BaseException as error:
-                done.set_exception(error)
-
-        with self._lock:
-            if self._stopping:
-                raise Unavailable("the engine is shutting down.")
-            self._inbox.put(run)
-        return done.result()
+            self._submitted[request.priority] -= 1
+        self._requests.accept(request)
+        self._co_serving.heed(request.tokens)
 
     def _fall_asleep(self) -> int:
-        with self._awake:
-            if self._offloaded is not None or self._stopping:
-                return 0
-            self._land_all()
-            self._runner.forget()
-            self._background.wait()
-            device, weights, blocks = self.device, self.decoder.memory(), self._blocks_in_use()
-            if is_gpu(device):
-                self._offloaded = offload(weights, self.cache, blocks, device)
-            else:
-                self._offloaded = Offloaded((), device)
-            return self._offloaded.device_bytes
-
-    def _wake_up(self) -> None:
-        with self._awake:
-            if self._offloaded is not None:
-                self._offloaded.restore()
-                self._offloaded = None
-                self._awake.notify_all()
-
-    def _blocks_in_use(self) -> list[int]:
-        """Of the KV cache: the requests', and those of background work, which may be in the middle of something."""
-        requests = [block for request in self._requests.values() for block in request.blocks]
-        return [*requests, *(self.train_blocks if self._background else ())]
-
-    def _land_all(self) -> None:
-        """No step is on its way."""
-        flight, self._flight = self._flight, None
-        if flight is not None:
+        if self.asleep:
+            return 0
+        if self._flight is not None:
+            flight, self._flight = self._flight, None
             self._land(flight)
-
-    # ---- start ------------------------------------------------------------------------------------------------
+        self._runner.forget()
+        self._background.wait()
+        # Background work may be in the middle of something.
+        return self._sleep.begin([*self._requests.blocks(), *(self.train_blocks if self._background else ())])
 
     def _warm_up(self) -> None:
         blocks = range(self.scheduler.pool.total)  # nobody's yet
