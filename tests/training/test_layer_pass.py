@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -97,6 +99,39 @@ def test_what_is_kept_gives_way_at_any_time_and_gradients_are_the_same(case, kep
     pieces, _ = run(0)
     gave = [run(number)[1] for number in range(1, pieces + 1)]
     assert any(gave) and not gave[-1]
+
+
+def test_a_pass_that_ends_holds_nothing_whatever_was_under_way(case):  # noqa: F811
+    """Not even until Python looks for cycles: it may be most of a GPU's memory."""
+    decoder, adapter, batch, _, _ = case
+    micro = MicroBatch.of(batch, None)
+
+    def freed_after(pieces: int) -> bool:
+        """False if there are fewer."""
+        workspace = Activations(decoder, micro.rows, ALL)
+        work = LayerPass(
+            machine_for(decoder), micro, workspace, adapter=lambda row: adapter.layers(None, row), scale=1.0
+        )
+        for _ in range(pieces):
+            piece = work.next_slice(math.inf)
+            if piece is None:
+                return False
+            piece.run()
+        held = [weakref.ref(workspace), *(weakref.ref(g.x) for graphs in work._graphs.values() for g in graphs)]
+        work.end()
+        del work, workspace, piece
+        assert not any(ref() is not None for ref in held), pieces
+        return True
+
+    gc.collect()
+    gc.disable()
+    try:
+        pieces = 1
+        while freed_after(pieces):
+            pieces += 1
+        assert pieces > 2 * len(decoder.layers)
+    finally:
+        gc.enable()
 
 
 def test_how_much_is_kept_is_decided_when_a_pass_begins(case, monkeypatch):  # noqa: F811

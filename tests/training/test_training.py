@@ -315,7 +315,7 @@ def test_a_job_without_memory_fails_with_what_to_lower_and_holds_none(engine, tm
     failed = listener.wait()[-1]
     assert failed.kind == "failed" and isinstance(failed.error, OutOfMemory)
     assert "memory" in failed.error.message and "micro_batch_tokens" in failed.error.message
-    assert not hasattr(job._trainer, "_workspace")
+    assert job._turn is None
     assert list(engine.generate((5, 6, 7), SamplingParams(max_tokens=3, ignore_eos=True)))
 
 

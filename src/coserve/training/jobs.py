@@ -19,6 +19,7 @@ from coserve.training.config import TrainingConfig
 from coserve.training.data import TrainSequence, encode_all, read_examples
 from coserve.training.passes import Machine
 from coserve.training.trainer import Trainer, TrainingEvent
+from coserve.training.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class TrainingJob:
         self.engine, self.spec = engine, spec
         self._listener = listener
         self._lock = threading.Lock()
-        self._trainer: Trainer | None = None
+        self._turn: Turn | None = None  # from when its data was read until its end
         self._paused = self._ended = False
 
     def start(self) -> None:
@@ -91,8 +92,9 @@ class TrainingJob:
             if self._ended:
                 return
             self._ended = True
-            if self._trainer is not None:
-                self._trainer.cancel()
+            turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.cancel()
         self._listener(JobEvent("status", status="cancelled"))
 
     def pause(self) -> None:
@@ -105,9 +107,8 @@ class TrainingJob:
     def _set_paused(self, paused: bool) -> None:
         with self._lock:
             self._paused = paused
-            if self._trainer is not None:
-                self._trainer.paused = paused
-        self.engine.call(lambda: None)  # an idle engine looks for work again
+            if self._turn is not None:
+                self._turn.pause(paused)
 
     # ---- preparation, on the job's own thread -----------------------------------------------------------------
 
@@ -119,18 +120,17 @@ class TrainingJob:
             if self.spec.validation_file is not None:
                 valid = self._sequences(self.spec.validation_file, "validation_file")
             self._tell(JobEvent("status", status="queued"))
-            with self.engine.awake():
-                trainer = self._make_trainer(sequences, valid)
+            turn = Turn(
+                lambda: self._make_trainer(sequences, valid),
+                fail=self._not_made,
+                wake=lambda: self.engine.call(lambda: None),
+            )
             with self._lock:
                 if self._ended:
                     return
-                trainer.paused = self._paused
-                self._trainer = trainer
-            self.engine.attach(trainer)
-        except OutOfMemory as error:
-            self._fail(error)
-        except Unavailable:
-            return  # the engine ends; the job goes on when another one has its directory
+                self._turn = turn
+                turn.pause(self._paused)
+            self.engine.attach(turn)
         except Exception as error:
             self._fail(error)
 
@@ -163,16 +163,22 @@ class TrainingJob:
     def _make_trainer(self, sequences: Sequence[TrainSequence], valid: Sequence[TrainSequence]) -> Trainer:
         engine = self.engine
         machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
-        return Trainer(
-            machine,
-            sequences,
-            self.spec.config,
-            self.spec.directory,
-            base_model=self.spec.model,
-            valid=valid,
-            on_event=self._hear,
-            on_tokens=engine.count_training_tokens,
-        )
+        with engine.awake():
+            return Trainer(
+                machine,
+                sequences,
+                self.spec.config,
+                self.spec.directory,
+                base_model=self.spec.model,
+                valid=valid,
+                on_event=self._hear,
+                on_tokens=engine.count_training_tokens,
+            )
+
+    def _not_made(self, error: Exception) -> None:
+        if isinstance(error, Unavailable) and not isinstance(error, OutOfMemory):
+            return  # the engine ends; the job goes on when another one has its directory
+        self._fail(error)
 
     # ---- the trainer's story ----------------------------------------------------------------------------------
 
@@ -200,8 +206,11 @@ class TrainingJob:
             threading.Thread(target=self._finish, args=(event,), daemon=True).start()
 
     def _finish(self, event: TrainingEvent) -> None:
+        turn = self._turn
+        if turn is None or turn.trainer is None:  # cancelled meanwhile
+            return
         try:
-            adapter, files = self._write_results()
+            adapter, files = self._write_results(turn.trainer)
             self.engine.load_adapter(self.spec.adapter_name, adapter)
         except Unavailable:
             return  # the engine ends; the job goes on when another one has its directory
@@ -220,10 +229,10 @@ class TrainingJob:
         if not self._end(done):  # cancelled meanwhile
             self.engine.unload_adapter(self.spec.adapter_name)
 
-    def _write_results(self) -> tuple[Path, tuple[Path, ...]]:
+    def _write_results(self, trainer: Trainer) -> tuple[Path, tuple[Path, ...]]:
         """The adapter's directory, and the job's result files: metrics as CSV, the adapter as a zip."""
-        trainer, directory = self._trainer, self.spec.directory
-        assert trainer is not None and trainer.adapter is not None
+        directory = self.spec.directory
+        assert trainer.adapter is not None
         adapter = directory / "adapter"
         trainer.adapter.save(adapter, self.spec.model)
         metrics = directory / "metrics.csv"
@@ -249,7 +258,7 @@ class TrainingJob:
         with self._lock:
             if self._ended:
                 return False
-            self._ended = True
+            self._ended, self._turn = True, None
             self._listener(event)
             return True
 

@@ -109,6 +109,10 @@ class LayerPass(MicroBatchPass):
     def next_slice(self, seconds: float) -> Slice | None:
         return self._stages.next_slice(seconds)
 
+    def end(self) -> None:
+        self._graphs.clear()
+        self._stages = Stages((), self.m.estimator)
+
     def give_way(self) -> bool:
         """Free what is kept of the forward, whose layers are computed again; of later ones half as much is kept. False
         if there is nothing."""

@@ -103,6 +103,10 @@ class MicroBatchPass:
         """None when the pass is complete."""
         raise NotImplementedError
 
+    def end(self) -> None:
+        """Leave it as it is: its memory is free as soon as nobody holds the pass or one of its slices."""
+        raise NotImplementedError
+
     # ---- after the forward ------------------------------------------------------------------------------------
 
     def _after_forward(self) -> Iterator[Stage]:

@@ -150,7 +150,11 @@ class Pass(MicroBatchPass):
             if piece is not None:
                 return self._begun(chunk, piece)
             self._chunk = None
+        self._chunk = None
         return self._rest.next_slice(seconds)
+
+    def end(self) -> None:
+        self._chunk, self._rest = None, Stages((), self.m.estimator)
 
     # ---- forward ----------------------------------------------------------------------------------------------
 

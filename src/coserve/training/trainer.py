@@ -126,7 +126,7 @@ class Trainer:
         if found is not None:
             self.progress, state = found
             self.parameters.load_state(state)
-        self._workspace = (
+        self._workspace: Workspace | Activations | None = (
             Activations(decoder, rows, machine.activation_bytes) if self._by_layers else Workspace(decoder, rows)
         )
         self._launched: deque[_Done] = deque()
@@ -136,7 +136,7 @@ class Trainer:
         self._task: MicroBatchPass | Stages | None = None
         self._since = 0.0
         self.finished = False
-        self.paused = False
+        self.paused = self._cancelled = False
 
     @property
     def checkpoints(self) -> Path:
@@ -145,7 +145,7 @@ class Trainer:
     # ---- background work --------------------------------------------------------------------------------------
 
     def ride(self, max_rows: int) -> Ride | None:
-        if self.paused or self.finished:
+        if self.paused or self.finished or self._cancelled:
             return None
         if self._task is None:
             self._task = next(self._tasks, None)
@@ -154,12 +154,15 @@ class Trainer:
         return self._task.ride(max_rows)
 
     def next_slice(self, seconds: float) -> Slice | None:
+        if self._cancelled:
+            self.close()
+            return None
         self._report(wait=False)
         while not (self.paused or self.finished):
             if self._task is None:
                 self._task = next(self._tasks, None)
             if self._task is None:
-                self.finished = True
+                self.close()
                 return None
             piece = self._task.next_slice(seconds)
             if piece is not None:
@@ -171,14 +174,19 @@ class Trainer:
         return isinstance(self._task, LayerPass) and self._task.give_way()
 
     def failed(self, error: Exception) -> None:
-        self.finished = True
-        self._task, self._tasks = None, iter(())
-        del self._workspace  # at once: serving may be in want of memory
+        self.close()
         self._on_event(TrainingEvent("failed", self.progress.step, self.total_steps, error=error))
 
     def cancel(self) -> None:
         """End it between two slices; its checkpoints stay."""
+        self._cancelled = True
+
+    def close(self) -> None:
+        """It is over: what only passes need is free when the slices in flight are done. Idempotent."""
         self.finished = True
+        if isinstance(self._task, MicroBatchPass):
+            self._task.end()
+        self._task, self._tasks, self._workspace = None, iter(()), None
 
     def run(self) -> None:
         """Train to the end on this thread, with nothing else on the engine."""
@@ -244,6 +252,7 @@ class Trainer:
 
         if isinstance(workspace, Activations):
             return LayerPass(self.machine, micro, workspace, adapter=layers, scale=scale, train=train)
+        assert workspace is not None
         return Pass(self.machine, micro, workspace, adapter=layers, scale=scale, train=train)
 
     def _update_stages(self, step: int, norms: list[Tensor]) -> Iterator[Stage]:
