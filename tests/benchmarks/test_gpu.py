@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_decode, gpu_prefill
-from benchmarks.gpu_bench import SIZES, Bench, Ceilings
-from benchmarks.gpu_kernels import check, timed, wrong_ones
-from benchmarks.gpu_model import random_tensor, shapes
-from benchmarks.gpu_start import write_large_checkpoint
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import decode, prefill
+from benchmarks.gpu.bench import SIZES, Bench, Ceilings
+from benchmarks.gpu.kernels import check, timed, wrong_ones
+from benchmarks.gpu.model import random_tensor, shapes
+from benchmarks.gpu.start import write_large_checkpoint
 from benchmarks.processes import ChildError, child_reports
 from coserve.models.config import ModelConfig
 from coserve.models.decoder import Decoder
@@ -69,8 +70,8 @@ def test_one_table_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, ca
     def fails(bench: Bench) -> list[dict]:
         raise ValueError("no such luck")
 
-    monkeypatch.setattr(gpu_decode, "measure", fails)
-    monkeypatch.setattr(gpu_prefill, "measure", lambda bench: [{"prompts": 3}])
+    monkeypatch.setattr(decode, "measure", fails)
+    monkeypatch.setattr(prefill, "measure", lambda bench: [{"prompts": 3}])
     file = tmp_path / "figures.json"
     with pytest.raises(SystemExit, match="decode"):
         gpu.main([*TINY, "--tables", "decode", "prefill", "--json", str(file)])
@@ -91,7 +92,7 @@ def test_after_the_gpu_failed_nothing_else_is_tried(tmp_path, monkeypatch, capsy
     def fails(bench: Bench) -> list[dict]:
         raise RuntimeError("illegal memory access")
 
-    monkeypatch.setattr(gpu_decode, "measure", fails)
+    monkeypatch.setattr(decode, "measure", fails)
     monkeypatch.setattr(gpu, "gpu_works", lambda device: False)
     with pytest.raises(SystemExit, match="decode, prefill"):
         gpu.main([*TINY, "--tables", "decode", "prefill"])
@@ -125,14 +126,14 @@ def test_a_large_checkpoint_is_one_that_we_load(tmp_path):
 def test_a_child_that_fails_or_hangs_is_named():
     with pytest.raises(ChildError, match=r"benchmarks.nothing ended with status 1: .*No module"):
         list(child_reports("benchmarks.nothing", {}, 60))
-    with pytest.raises(ChildError, match=r"benchmarks.gpu_peers was ended after 0 s"):
-        list(child_reports("benchmarks.gpu_peers", {}, 0.2))
+    with pytest.raises(ChildError, match=r"benchmarks.gpu.peers was ended after 0 s"):
+        list(child_reports("benchmarks.gpu.peers", {}, 0.2))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NaN in what is masked
 def test_every_case_is_right_at_a_small_shape():
     pytest.importorskip("triton", reason="Triton is not installed, so no GPU kernel is tested")
-    from benchmarks.gpu_cases import Shape, all_cases
+    from benchmarks.gpu.cases import Shape, all_cases
     from tests.kernels.gpu import interpreter
 
     interpreter.put_right()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_model import full_name, random_tensor, shapes
+from benchmarks.gpu.model import full_name, random_tensor, shapes
 from benchmarks.processes import report, task_of_parent
 from benchmarks.training import PeftLoop
 from benchmarks.training_load import TrainingShape
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def random_transformer(config: Mapping[str, Any], device: str, dtype: torch.dtype) -> Any:
-    """A LlamaForCausalLM of the weights that `gpu_model.random_decoder` has."""
+    """A LlamaForCausalLM of the weights that `model.random_decoder` has."""
     import transformers
 
     kept = {name: value for name, value in config.items() if name not in ("architectures", "model_type")}

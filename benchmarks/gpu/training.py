@@ -12,8 +12,8 @@ from __future__ import annotations
 import statistics
 import time
 
-from benchmarks.gpu_bench import Bench, aim, free_memory
-from benchmarks.gpu_model import random_decoder
+from benchmarks.gpu.bench import Bench, aim, free_memory
+from benchmarks.gpu.model import random_decoder
 from benchmarks.processes import ChildError, child_reports
 from benchmarks.report import Row, progress
 from benchmarks.training import Run
@@ -69,7 +69,7 @@ def _peft(bench: Bench, steps: int) -> Run:
     dtype = "float32" if bench.device == "cpu" else "bfloat16"
     told = {"config": bench.size.config, "device": bench.device, "dtype": dtype, "tasks": [task]}
     said = {}
-    for said in child_reports("benchmarks.gpu_peers", told, min(_PEER_LIMIT, bench.left - 5)):
+    for said in child_reports("benchmarks.gpu.peers", told, min(_PEER_LIMIT, bench.left - 5)):
         progress(f"peft: {said}"[:200])
     if "ends" not in said:
         raise ChildError(said.get("error", "it reported nothing"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_model import LLAMA_8B_CONFIG, Config, random_engine
+from benchmarks.gpu.model import LLAMA_8B_CONFIG, Config, random_engine
 from benchmarks.models import write_without_weights
 from benchmarks.report import Row, progress
 from coserve.engine import Engine, EngineConfig, Request, SamplingParams

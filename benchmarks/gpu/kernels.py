@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.gpu_bench import Bench, Ceilings, aim, free_memory, seconds_of
+from benchmarks.gpu.bench import Bench, Ceilings, aim, free_memory, seconds_of
 from benchmarks.report import Row, progress
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_cases import Case
+    from benchmarks.gpu.cases import Case
 
 _LAUNCHES = 20  # in a graph, at least
 
 
 def measure(bench: Bench) -> list[Row]:
-    from benchmarks.gpu_cases import Shape, all_cases  # needs Triton
+    from benchmarks.gpu.cases import Shape, all_cases  # needs Triton
 
     c = bench.size.config
     sizes = (c["hidden_size"], c["num_attention_heads"], c["num_key_value_heads"], c["head_dim"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from benchmarks.client import answers, closed_loop_rate
-from benchmarks.gpu_bench import Bench, aim
+from benchmarks.gpu.bench import Bench, aim
 from benchmarks.report import Row, progress
 from benchmarks.workload import endless_requests
 from coserve.engine import Engine

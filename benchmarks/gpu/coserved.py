@@ -8,8 +8,8 @@ its slices. The last column is another promise: `protect: goals`, training may u
 from __future__ import annotations
 
 from benchmarks.client import Window, closed_loop_rate, open_loop, serving_figures
-from benchmarks.gpu_bench import Bench, aim, free_memory
-from benchmarks.gpu_training import shape_of, train_steps
+from benchmarks.gpu.bench import Bench, aim, free_memory
+from benchmarks.gpu.training import shape_of, train_steps
 from benchmarks.report import Row, median, paired_ratio, progress
 from benchmarks.training_load import TrainingInEngine
 from benchmarks.workload import endless_requests, poisson_arrivals

@@ -1,4 +1,4 @@
-"""A start of the engine in this process, then sleep and wake: what `benchmarks.gpu_start` runs."""
+"""A start of the engine in this process, then sleep and wake: what `benchmarks.gpu.start` runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The table against `transformers`: its compiled decoding with a static cache, and its continuous batching.
 
-The same weights and loads, one engine after the other: the peer in a process of its own (`gpu_peers.py`), whose time to
+The same weights and loads, one engine after the other: the peer in a process of its own (`peers.py`), whose time to
 compile does not count. It decodes greedily, we sample. First of all both score the same text: that says whether the
 model as a whole is right.
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.client import answers
-from benchmarks.gpu_bench import Bench, aim
-from benchmarks.gpu_decode import decoding
+from benchmarks.gpu.bench import Bench, aim
+from benchmarks.gpu.decode import decoding
 from benchmarks.processes import ChildError, child_reports
 from benchmarks.report import Row, progress
 from coserve.engine import SamplingParams
@@ -56,7 +56,7 @@ def measure(bench: Bench) -> list[Row]:
     limit = min(_QUICK_LIMIT if bench.quick else _LIMIT, bench.left - 5)
     rows: list[Row] = []
     try:
-        for said in child_reports("benchmarks.gpu_peers", told, limit):
+        for said in child_reports("benchmarks.gpu.peers", told, limit):
             progress(f"transformers: {said}"[:200])
             if said["task"] != "loaded":
                 rows.append(compared(said, ours))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.client import answers
-from benchmarks.gpu_bench import Bench, aim
+from benchmarks.gpu.bench import Bench, aim
 from benchmarks.report import Row, progress
 
 

@@ -2,18 +2,12 @@
 
 A model of Llama 3.1 8B's shape with random weights, in bfloat16 unless said, is measured through the engine, against a
 copy from device to device and a large matrix product in the same run, and against `transformers` and `peft` with the
-same weights. Each table says what it measures in its file, `gpu_TABLE.py`. A table that fails says so, and the others
+same weights. Each table says what it measures in its file, `TABLE.py`. A table that fails says so, and the others
 go on; one that does not fit into the rest of `--limit` is left out. Exits with status 1 if a table failed, or something
 is wrong. An aim that is missed is not wrong: the table says it.
 """
 
 from __future__ import annotations
-
-if not __package__:  # run as a file
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import faulthandler
@@ -28,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_bench import SIZES, Bench
+from benchmarks.gpu.bench import SIZES, Bench
 from benchmarks.machine import Machine, describe_machine, machine_line
 from benchmarks.options import seconds
 from benchmarks.report import Row, print_table, progress, write_json
@@ -132,7 +126,7 @@ def make_table(name: str, bench: Bench, results: Results) -> None:
     progress(f"{name}:")
     print(f"## {name}\n")
     try:
-        rows = import_module(f"benchmarks.gpu_{name}").measure(bench)
+        rows = import_module(f"benchmarks.gpu.{name}").measure(bench)
     except Exception as error:
         traceback.print_exc()
         results.failed[name] = f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """The table of starts: a checkpoint from the page cache to an engine that answers, sleep and wake.
 
-The engine starts in a process of its own (`gpu_start_worker.py`), as a server does. `imports` include the driver's
+The engine starts in a process of its own (`start_worker.py`), as a server does. `imports` include the driver's
 context. `loaded` is `Engine.from_pretrained`, with its parts below; `awake` is from `wake` to the first token.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_bench import Bench, aim
-from benchmarks.gpu_model import Config, Shape, full_name, shapes
+from benchmarks.gpu.bench import Bench, aim
+from benchmarks.gpu.model import Config, Shape, full_name, shapes
 from benchmarks.models import write_without_weights
 from benchmarks.processes import child_reports
 from benchmarks.report import Row, progress
@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[Row]:
         progress(f"wrote {size / 1e9:.1f} GB in {time.perf_counter() - begun:.1f} s")
         begun = time.perf_counter()
         task = {"directory": str(directory), "device": bench.device}
-        (said,) = child_reports("benchmarks.gpu_start_worker", task, min(_LIMIT, bench.left - 5))
+        (said,) = child_reports("benchmarks.gpu.start_worker", task, min(_LIMIT, bench.left - 5))
         whole = time.perf_counter() - begun
     finally:
         shutil.rmtree(directory)

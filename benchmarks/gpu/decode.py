@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 from benchmarks.client import Timeline, answers
 from benchmarks.decode import decode_speed, step_bytes
-from benchmarks.gpu_bench import Bench, aim
-from benchmarks.gpu_model import WEIGHTS
+from benchmarks.gpu.bench import Bench, aim
+from benchmarks.gpu.model import WEIGHTS
 from benchmarks.report import Row, median, progress
 
 _AIMS = {(1, "bf16"): 0.85, (1, "int8"): 0.75, (1, "fp8"): 0.75, (1, "int4"): 0.75}  # by streams and weights
