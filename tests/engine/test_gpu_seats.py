@@ -7,6 +7,7 @@ import pytest
 from coserve.engine import Request, SamplingParams
 from coserve.engine.active import ActiveRequest
 from coserve.engine.gpu.adapters import AdapterSlots
+from coserve.engine.gpu.penalties import PenaltySlots
 from coserve.engine.gpu.seats import Seats
 from coserve.engine.plan import Plan
 from coserve.engine.segment import UNKNOWN, Segment
@@ -29,7 +30,7 @@ def rows(interpreted) -> DecodeRows:  # noqa: F811
 
 @pytest.fixture
 def seats(rows) -> Seats:
-    return Seats(StandIn("cpu"), rows, AdapterSlots(None))
+    return Seats(StandIn("cpu"), rows, AdapterSlots(None), PenaltySlots(4, 64, "cpu"))
 
 
 def decoding(tokens: int, blocks: list[int]) -> ActiveRequest:
