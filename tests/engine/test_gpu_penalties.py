@@ -230,7 +230,7 @@ def test_adapters_and_penalties_go_through_one_step(engine, cpu, truth, tmp_path
     path = random_adapter(tmp_path / "one", cpu.model_config, 4)
     for each in (cpu, engine):
         each.load_adapter("one", path)
-    asked = [(*one, model) for one, model in zip(ASKED, ("tiny", "one") * 5, strict=True)]
+    asked = [(*one, model) for one, model in zip(ASKED[3:7], ("tiny", "one") * 2, strict=True)]
     assert together(engine, asked) == [alone(cpu, *one) for one in asked]
     assert len(engine.ahead) > 10
 
@@ -259,7 +259,7 @@ def test_sleep_in_the_middle_changes_nothing(tmp_path, monkeypatch):
         assert truth.looks and not truth.wrong
 
 
-@pytest.mark.parametrize("number", [1, 2, 5, 9, 20])
+@pytest.mark.parametrize("number", [1, 5, 20])
 def test_a_step_that_found_no_memory_has_counted_nothing(engine, wanted, truth, number):  # noqa: F811
     memory = Memory(engine)
     memory.enough = lambda rows: len(memory.rows) % (number + 7) != number
@@ -267,7 +267,7 @@ def test_a_step_that_found_no_memory_has_counted_nothing(engine, wanted, truth, 
     assert len(memory.rows) > number
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 3])
 def test_a_capture_that_finds_no_memory_is_tried_again(engine, wanted, truth, monkeypatch, number):  # noqa: F811
     captures = []
 
@@ -296,22 +296,22 @@ def test_without_memory_for_the_first_slots_the_step_is_tried_again(engine, want
     assert together(engine, ASKED) == wanted and len(made) == 3
 
 
-@pytest.mark.parametrize("where", ["sample", "Logprobs.of"])
-def test_a_choice_that_finds_no_memory_has_counted_nothing(engine, wanted, truth, monkeypatch, where):  # noqa: F811
-    """Logits are shaped, tokens chosen even: the step is computed once more."""
-    holder, name = (choice, where) if "." not in where else (choice.Logprobs, "of")
-    whole, calls = getattr(holder, name), []
+@pytest.mark.parametrize(("owner", "name"), [(choice, "sample"), (choice.Logprobs, "of")], ids=["sample", "told"])
+def test_a_choice_that_finds_no_memory_has_counted_nothing(engine, wanted, truth, monkeypatch, owner, name):  # noqa: F811
+    """Logits are shaped, tokens chosen even. A step that was ahead is left out; another one is computed once more."""
+    whole, calls = getattr(owner, name), []
 
     def failing(*args, **options):
-        calls.append(args)
-        return out_of_memory() if len(calls) in (11, 23, 40) else whole(*args, **options)
+        calls.append(truth.ahead)
+        ahead = sum(calls)
+        return out_of_memory() if len(calls) == 11 or (truth.ahead and ahead in (2, 3, 5)) else whole(*args, **options)
 
-    monkeypatch.setattr(holder, name, failing)
-    assert together(engine, ASKED) == wanted
-    assert len(calls) > 40
+    monkeypatch.setattr(owner, name, failing)
+    assert together(engine, [*ASKED[:1], *ASKED[5:8]]) == [*wanted[:1], *wanted[5:8]]
+    assert len(calls) > 11 and sum(calls) > 5
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_the_tokens_are_the_cpu_s(checkpoint, monkeypatch, cpu, tmp_path, seed):  # noqa: F811
     """Any mixture of requests, with hardly any cache, candidates that do not reach, steps that find no memory, sleep,
     priorities, and requests that are cancelled."""

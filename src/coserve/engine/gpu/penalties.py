@@ -24,9 +24,9 @@ class _Holder:
 class PenaltySlots:
     """Requests that need one keep their slot until somebody else needs it, wherever they decode.
 
-    A step counts the tokens that it chooses. It may have counted one that came to nothing, or not the one that a CPU
-    chose instead: then the numbers differ as soon as no step is on its way, and the slot is filled anew. No two such
-    differences can cancel out, as there is at most one step between the one that goes wrong and the next look.
+    A step counts the tokens that it chooses. It may have counted one that came to nothing, or not the one that the CPU
+    chose instead: then the numbers differ as soon as no step is on its way, and the slot is filled anew. The two never
+    cancel out: the CPU chooses only where no step is ahead, and then `hold` looks before the next one.
     """
 
     def __init__(self, slots: int, vocab: int, device: torch.device):
