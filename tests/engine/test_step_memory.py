@@ -127,3 +127,10 @@ def test_a_large_model_s_reserve_grows_with_its_steps():
     assert reserve(model, wider) - reserve(model, config) == pytest.approx(8192 * 2 * (3 * 4096 + 10240 + 5 * 14336))
     model.layers[0].gate_up.weight = SimpleNamespace(shape=(2 * 14336, 4096))  # packed: a copy in bfloat16
     assert reserve(model, wider) - reserve(llama_8b(), wider) == 2 * 2 * 14336 * 4096
+
+
+def test_penalties_have_memory_reserved_before_anybody_asks_for_them(monkeypatch):
+    model, config = llama_8b(), EngineConfig().on("cuda")
+    reserved, table = reserve(model, config), Penalties.empty(config.max_num_seqs, 128256, "meta")
+    monkeypatch.setattr(Penalties, "bytes", lambda slots, vocab: 0)
+    assert reserved - reserve(model, config) == sum(t.nbytes for t in (table.seen, table.biases, table.strengths))
