@@ -7,12 +7,14 @@ import pytest
 from coserve.engine import Request, SamplingParams
 from coserve.engine.active import ActiveRequest
 from coserve.engine.gpu.adapters import AdapterSlots
+from coserve.engine.gpu.penalties import PenaltySlots
 from coserve.engine.gpu.seats import Seats
 from coserve.engine.plan import Plan
 from coserve.engine.segment import UNKNOWN, Segment
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.gpu import decode
 from coserve.kernels.gpu.decode import DecodeRows
+from coserve.kernels.gpu.penalties import NONE
 from tests.engine.test_gpu_runner import StandIn
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
 from tests.kernels.gpu.oracle import DEVICE
@@ -29,12 +31,12 @@ def rows(interpreted) -> DecodeRows:  # noqa: F811
 
 @pytest.fixture
 def seats(rows) -> Seats:
-    return Seats(StandIn("cpu"), rows, AdapterSlots(None))
+    return Seats(StandIn("cpu"), rows, AdapterSlots(None), PenaltySlots(4, 64, "cpu"))
 
 
-def decoding(tokens: int, blocks: list[int]) -> ActiveRequest:
+def decoding(tokens: int, blocks: list[int], **asked) -> ActiveRequest:
     """With so many tokens, all but the last one computed."""
-    params = SamplingParams(temperature=0, max_tokens=99)
+    params = SamplingParams(temperature=0, max_tokens=99, **asked)
     request = ActiveRequest(
         Request(tuple(range(tokens - 1)), params, "tiny"), None, None, 99, frozenset(), lambda output: None, 0.0
     )
@@ -92,6 +94,23 @@ def test_a_row_that_rested_for_a_step_has_all_its_blocks(rows, seats):
     row, _ = seats.seat(plan_of(one, other))
     assert slots(rows)[row] == slot(one, 2 * BLOCK_SIZE - 1)
     assert tables(rows, row, one)
+
+
+def test_a_row_in_which_nobody_decodes_counts_in_nobody_s_slot(rows):
+    """Its own may be somebody else's by the next step."""
+    penalties = PenaltySlots(4, 64, "cpu")
+    seats = Seats(StandIn("cpu"), rows, AdapterSlots(None), penalties)
+    one, other = (decoding(9, [block], presence_penalty=1.0) for block in (3, 5))
+    penalties.hold([one, other])
+    seats.seat(plan_of(one, other))
+    slots(rows)
+    assert rows.penalties.tolist() == [penalties.slot(one), penalties.slot(other), NONE, NONE]
+    seats.go_on(plan_of(other, ahead=True))
+    slots(rows)
+    assert rows.penalties.tolist() == [NONE, penalties.slot(other), NONE, NONE]
+    seats.seat(plan_of(one))
+    slots(rows)
+    assert rows.penalties.tolist() == [penalties.slot(one), NONE, NONE, NONE]
 
 
 def test_after_all_stood_up_everybody_is_told_everything_again(rows, seats):

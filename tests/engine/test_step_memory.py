@@ -13,10 +13,11 @@ from triton.runtime.interpreter import GridExecutor
 
 from coserve.engine import EngineConfig
 from coserve.engine.batch import Batch
+from coserve.engine.gpu.choice import Asked, choose
 from coserve.engine.segment import Segment
 from coserve.engine.step_memory import reserve, step_bytes
 from coserve.kernels import KVCache, gpu
-from coserve.kernels.gpu.sampling import sample
+from coserve.kernels.gpu.penalties import Penalties
 from coserve.models.adapter import load_adapter
 from tests.kernels.gpu.conftest import interpreted  # noqa: F401
 from tests.kernels.gpu.oracle import DEVICE
@@ -75,9 +76,11 @@ def most_in_a_step(decoder, segments: list[Segment]) -> int:
     shape = (c.num_hidden_layers, 40, c.num_key_value_heads, c.head_dim)
     cache, batch = KVCache(*shape, decoder.dtype, token_major=True), Batch.of(segments)
     by_row = (torch.ones(asked), torch.zeros(asked, dtype=torch.int32), torch.full((asked,), 0.9), torch.zeros(asked))
+    table, slots = Penalties.empty(asked, c.vocab_size, "cpu"), torch.arange(asked, dtype=torch.int32)
+    everything = Asked(filtered=True, shaped=True, told=True)
     with torch.inference_mode(), Living() as living:
         hidden = decoder.forward(batch.token_ids, batch.layout, cache, batch.adapters)[batch.logit_rows]
-        sample(decoder.logits(hidden), *by_row, torch.rand(asked))
+        choose(decoder.logits(hidden), (*by_row, torch.rand(asked)), everything, table, slots)
     return living.most
 
 
@@ -124,3 +127,10 @@ def test_a_large_model_s_reserve_grows_with_its_steps():
     assert reserve(model, wider) - reserve(model, config) == pytest.approx(8192 * 2 * (3 * 4096 + 10240 + 5 * 14336))
     model.layers[0].gate_up.weight = SimpleNamespace(shape=(2 * 14336, 4096))  # packed: a copy in bfloat16
     assert reserve(model, wider) - reserve(llama_8b(), wider) == 2 * 2 * 14336 * 4096
+
+
+def test_penalties_have_memory_reserved_before_anybody_asks_for_them(monkeypatch):
+    model, config = llama_8b(), EngineConfig().on("cuda")
+    reserved, table = reserve(model, config), Penalties.empty(config.max_num_seqs, 128256, "meta")
+    monkeypatch.setattr(Penalties, "bytes", lambda slots, vocab: 0)
+    assert reserved - reserve(model, config) == sum(t.nbytes for t in (table.seen, table.biases, table.strengths))

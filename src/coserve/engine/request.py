@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from coserve.errors import CoserveError, InvalidRequest
 
+MOST_LOGPROBS = 20  # alternatives to a token
+
 
 def _check(ok: bool, param: str, value: object, wanted: str) -> None:
     if not ok:
@@ -48,13 +50,20 @@ class SamplingParams:
         penalty = self.repetition_penalty
         _check(penalty > 0 and math.isfinite(penalty), "repetition_penalty", penalty, "a number above 0")
         _check(len(self.stop) <= 16 and all(self.stop), "stop", self.stop, "at most 16 strings, none empty")
-        _check(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        told = self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS
+        _check(told, "logprobs", self.logprobs, f"between 0 and {MOST_LOGPROBS}")
         for token, bias in self.logit_bias.items():
             _check(-100 <= bias <= 100, "logit_bias", {token: bias}, "between -100 and 100 for each token")
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def shapes_logits(self) -> bool:
+        """Whether penalties or biases change them before a token is chosen."""
+        penalized = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        return bool(self.logit_bias or penalized)
 
 
 @dataclass(frozen=True)

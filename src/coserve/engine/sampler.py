@@ -14,24 +14,14 @@ _CANDIDATES = 256  # sorted first; the whole vocabulary only where these are too
 
 def sample(logits: Tensor, requests: Sequence[ActiveRequest]) -> list[Sampled]:
     """logits [requests, vocab] in any float format -> one token for each request."""
-    if all(r.params.greedy and not needs_logits(r) for r in requests):
+    if all(r.params.greedy and not r.params.shapes_logits and r.params.logprobs is None for r in requests):
         return [Sampled(token) for token in logits.argmax(-1).tolist()]
     return [sample_row(row, request) for row, request in zip(logits.float(), requests, strict=True)]
 
 
-def needs_logits(request: ActiveRequest) -> bool:
-    """Whether more is asked for than a token drawn by temperature, top_k, top_p and min_p."""
-    return _shapes_logits(request) or request.params.logprobs is not None
-
-
-def _shapes_logits(request: ActiveRequest) -> bool:
-    p = request.params
-    return bool(p.logit_bias or p.presence_penalty or p.frequency_penalty or p.repetition_penalty != 1.0)
-
-
 def sample_row(logits: Tensor, request: ActiveRequest) -> Sampled:
     """logits float32 [vocab] on the CPU."""
-    shaped = _shape(logits, request) if _shapes_logits(request) else logits
+    shaped = _shape(logits, request) if request.params.shapes_logits else logits
     if request.params.greedy:
         token = int(shaped.argmax())
     else:

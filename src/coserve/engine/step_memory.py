@@ -12,9 +12,12 @@ _LIBRARIES = 1 << 30  # bytes: the libraries' own buffers, kernels' code, the ca
 
 
 def reserve(decoder: Decoder, config: EngineConfig) -> int:
-    """Bytes for the largest step, for two pools of captured ones with what they leave, and for libraries."""
+    """Bytes for the largest step, two pools of captured ones and what they leave, penalties, and libraries."""
+    from coserve.kernels.gpu.penalties import Penalties  # needs Triton
+
     most, decoding = config.max_batch_tokens, config.max_num_seqs
     left = decoding * decoder.config.vocab_size * decoder.dtype.itemsize
+    left += Penalties.bytes(decoding, decoder.config.vocab_size)
     return (
         step_bytes(decoder, most + decoding, decoding) + 2 * step_bytes(decoder, decoding, decoding) + left + _LIBRARIES
     )
@@ -33,11 +36,11 @@ def step_bytes(decoder: Decoder, rows: int, sampled: int) -> int:
     # gate and up, and half as much three times: what an adapter adds to gate, then to up, and that before it is scaled.
     row = 3 * c.hidden_size + (attended + stored) + attended + 5 * c.intermediate_size
     mlp = decoder.dtype.itemsize * (rows * row + _widened(decoder, decoder.layers[0].gate_up.weight, rows))
-    # The hidden states, those of the rows that are sampled from and their norm; logits, and the same sorted with their
-    # places, twice.
-    elements = c.hidden_size * (rows + 2 * sampled) + 3 * sampled * c.vocab_size
+    # The hidden states, those of the rows that are sampled from and their norm; logits; the same in float32, with
+    # penalties or as logprobs, and sorted with their places, twice.
+    elements = c.hidden_size * (rows + 2 * sampled) + sampled * c.vocab_size
     elements += _widened(decoder, decoder.lm_head, sampled)
-    logits = decoder.dtype.itemsize * elements + 2 * 8 * sampled * c.vocab_size
+    logits = decoder.dtype.itemsize * elements + (4 + 2 * (4 + 8)) * sampled * c.vocab_size
     partial = 4 * sampled * c.num_attention_heads * MOST_SPLITS * (c.head_dim + 2)
     return max(mlp, logits) + partial
 

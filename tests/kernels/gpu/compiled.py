@@ -78,6 +78,7 @@ def calls() -> Iterator[Callable[[], Any]]:
     yield from _rope()
     yield from _products()
     yield from _lora()
+    yield from _penalties()
     yield from _sampling()
     yield from _fp8()
     yield from _experts()
@@ -153,14 +154,21 @@ def _lora() -> Iterator[Callable[[], Any]]:
         yield lambda rows=rows, stack=stack: lora.add_lora(*rows, stack, lora.lora_tiles([(0, 3, 0)], "cpu"))
 
 
+def _penalties() -> Iterator[Callable[[], Any]]:
+    from coserve.kernels.gpu.penalties import Penalties
+
+    table, slots = Penalties.empty(64, 128256, "cpu"), torch.zeros(2, dtype=torch.int32)
+    for dtype in (torch.bfloat16, torch.float32):
+        yield lambda dtype=dtype: table.shape(torch.zeros(2, 128256, dtype=dtype), slots)
+    yield lambda: table.count(slots, torch.zeros(2, dtype=torch.int64))
+
+
 def _sampling() -> Iterator[Callable[[], Any]]:
     from coserve.engine import SamplingParams
-    from coserve.kernels.gpu.sampling import shape
     from tests.kernels.gpu.test_sampling import drawn
 
-    numbers = torch.zeros(5)
-    yield lambda: shape(torch.zeros(2, 128256), numbers.long(), numbers, numbers)
-    yield lambda: drawn(torch.zeros(2, 128256, dtype=torch.bfloat16), [SamplingParams()] * 2, [0.5] * 2)
+    for dtype in (torch.bfloat16, torch.float32):  # as the model gives them, and with penalties
+        yield lambda dtype=dtype: drawn(torch.zeros(2, 128256, dtype=dtype), [SamplingParams()] * 2, [0.5] * 2)
 
 
 def _fp8() -> Iterator[Callable[[], Any]]:

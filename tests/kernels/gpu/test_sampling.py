@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from coserve.engine import SamplingParams, sampler
-from coserve.kernels.gpu.sampling import TOO_FEW, sample, shape
+from coserve.kernels.gpu.sampling import TOO_FEW, sample
 from tests.kernels.gpu.oracle import DEVICE
 
 DRAWS = (0.0001, 0.1234, 0.5, 0.77, 0.999)
@@ -63,6 +63,13 @@ def test_without_filters_nothing_is_sorted_and_the_tokens_are_the_same():
     assert tokens == [wanted(*case) for case in zip(logits, params, [*DRAWS, 0.5], strict=True)]
 
 
+def test_a_row_whose_filters_nobody_expected_has_no_token():
+    """One in which nobody decodes, which keeps those of who was there before: never what memory happened to hold."""
+    params = [SamplingParams(top_p=0.5), SamplingParams(top_p=0.5, temperature=0), SamplingParams()]
+    first, *others = drawn(torch.randn(3, 1300), params, [0.5] * 3, filtered=False)
+    assert first == TOO_FEW and all(token >= 0 for token in others)
+
+
 def test_where_the_candidates_are_too_few_it_is_said():
     logits = torch.zeros(4, 2000)
     logits[3, 5] = 30
@@ -82,22 +89,3 @@ def test_a_row_is_decided_alone():
     uniform = [0.1, 0.3, 0.5, 0.7, 0.9, 0.2]
     whole = drawn(logits, params, uniform)
     assert whole == [drawn(logits[i : i + 1], params[i : i + 1], uniform[i : i + 1])[0] for i in range(6)]
-
-
-def test_penalties_and_biases_are_the_sampler_s():
-    torch.manual_seed(0)
-    vocab, seen, counts, bias = 1500, [3, 3, 77, 1499], {77: 2, 5: 1}, {5: 4.0, 900: -100.0}
-    params = SamplingParams(
-        repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25, logit_bias=bias, temperature=0
-    )
-    logits = torch.randn(2, vocab) * 5
-    wanted = logits.clone()
-    wanted[1] = sampler._shape(logits[1], SimpleNamespace(params=params, tokens=seen, output_counts=counts))
-    ids = sorted({*seen, *counts, *bias})
-    factors = [1.3 if i in seen else 1.0 for i in ids]
-    added = [bias.get(i, 0.0) - (0.5 + 0.25 * counts[i] if i in counts else 0.0) for i in ids]
-    places = torch.tensor([vocab + i for i in ids], device=DEVICE)
-    ours = logits.to(DEVICE)
-    shape(ours, places, torch.tensor(factors, device=DEVICE), torch.tensor(added, device=DEVICE))
-    assert torch.allclose(ours.cpu(), wanted, atol=1e-5)
-    shape(ours, places[:0], torch.tensor([], device=DEVICE), torch.tensor([], device=DEVICE))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card
+from coserve.engine.gpu.choice import NOTHING_MORE, Asked, Choice, choose
+from coserve.engine.gpu.penalties import PenaltySlots
 from coserve.kernels import KVCache, StackedLora
 from coserve.kernels.gpu import decode
 from coserve.kernels.gpu.decode import DecodeRows
-from coserve.kernels.gpu.sampling import sample
+from coserve.kernels.gpu.penalties import NONE
 from coserve.models.decoder import Decoder, StackedAdapters
 
 _CONTEXTS = (256, 512, 1024, 2048)  # keys; beyond, attention always uses all the programs of a row that it may
@@ -27,40 +30,47 @@ class Kind:
 
     rows: int
     context: int  # keys of the longest row
-    filtered: bool = False  # whether any row samples by top_k, top_p or min_p
+    asked: Asked = NOTHING_MORE
     adapted: bool = False  # whether any row has an adapter
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What a step leaves on the GPU until the next one: logits [rows, vocab] and tokens int64 [rows].
+class Left:
+    """What a step leaves on the GPU until the next one: logits [rows, vocab], and what it chose.
 
     Of one memory for all steps: a graph's own would live as long as the graph, and there are hundreds.
     """
 
     logits: Tensor
-    tokens: Tensor
+    choice: Choice
 
 
 class DecodeGraphs:
     """Captured when first needed, which takes about as long as three steps."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, card: Card, rows: DecodeRows, adapters: AdapterSlots):
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        card: Card,
+        rows: DecodeRows,
+        adapters: AdapterSlots,
+        penalties: PenaltySlots,
+    ):
         self._decoder, self._cache, self._rows = decoder, cache, rows
-        self._adapters = adapters
+        self._adapters, self._penalties = adapters, penalties
         # Of those with adapters and of those without: the former are forgotten, and their memory with them.
         self._pools = {adapted: card.pool() for adapted in (False, True)}
-        self._captured: dict[Kind, Callable[[], Chosen]] = {}
+        self._captured: dict[Kind, Callable[[], Left]] = {}
+        self._prepared = {NOTHING_MORE}
         most, vocab = rows.tables.shape[0], decoder.config.vocab_size
-        self._left = Chosen(
-            torch.zeros(most, vocab, dtype=decoder.dtype, device=card.device),
-            torch.zeros(most, dtype=torch.int64, device=card.device),
-        )
+        zeros = functools.partial(torch.zeros, device=card.device)
+        self._left = Left(zeros(most, vocab, dtype=decoder.dtype), Choice.room(most, vocab, zeros))
         self.sizes = batch_sizes(most)
 
-    def kind(self, rows: int, context: int, *, filtered: bool, adapted: bool) -> Kind:
+    def kind(self, rows: int, context: int, asked: Asked, *, adapted: bool) -> Kind:
         """The smallest kind of step in which so many rows find room."""
-        return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), filtered, adapted)
+        return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), asked, adapted)
 
     def capture(self, kind: Kind) -> bool:
         """Have a graph for such a step; whether that took a capture."""
@@ -69,7 +79,7 @@ class DecodeGraphs:
         self._captured[kind] = self._pools[kind.adapted].capture(lambda: self._step(kind))
         return True
 
-    def run(self, kind: Kind) -> Chosen:
+    def run(self, kind: Kind) -> Left:
         """Launch a step over the rows as they stand, whose graph was captured."""
         return self._captured[kind]()
 
@@ -78,7 +88,21 @@ class DecodeGraphs:
         self._rows.rest()
         for rows in self.sizes:
             for filtered in (False, True):
-                self._step(Kind(rows, _UNLIMITED, filtered=filtered))
+                self._step(Kind(rows, _UNLIMITED, Asked(filtered=filtered)))
+
+    def prepare(self, asked: Asked) -> None:
+        """Where penalties or logprobs are first asked for: choose once so in every size of batch, for nobody.
+
+        Few servers ever need them, and a start would take longer. A part of what was asked is prepared with it.
+        """
+        asked = replace(asked, filtered=False)
+        if asked in self._prepared:
+            return
+        self._rows.penalties.fill_(NONE)
+        for rows in self.sizes:
+            for filtered in (False, True):
+                self._choose(Kind(rows, _UNLIMITED, replace(asked, filtered=filtered)))
+        self._prepared.add(asked)
 
     def forget(self) -> None:
         """The tensors that the graphs use are about to move."""
@@ -92,25 +116,31 @@ class DecodeGraphs:
             self._step(Kind(size, _UNLIMITED, adapted=True))
 
     @torch.inference_mode()
-    def _step(self, kind: Kind) -> Chosen:
+    def _step(self, kind: Kind) -> Left:
         rows, count = self._rows, kind.rows
         decode.begin(rows, count)
         layout, adapters = rows.layout(count, kind.context), self._stacked(count) if kind.adapted else ()
         hidden = self._decoder.forward(rows.token_ids[:count], layout, self._cache, adapters)
-        logits, tokens = self._left.logits[:count], self._left.tokens[:count]
+        logits = self._left.logits[:count]
         logits.copy_(self._decoder.logits(hidden))
-        chosen = sample(
-            logits,
+        choice = self._choose(kind)
+        decode.end(rows, choice.tokens)
+        return Left(logits, choice)
+
+    @torch.inference_mode()
+    def _choose(self, kind: Kind) -> Choice:
+        rows, count = self._rows, kind.rows
+        by_row = (
             rows.floats(decode.TEMPERATURE, count),
             rows.inputs[decode.TOP_K, :count],
             rows.floats(decode.TOP_P, count),
             rows.floats(decode.MIN_P, count),
             rows.floats(decode.UNIFORM, count),
-            filtered=kind.filtered,
         )
-        tokens.copy_(chosen)
-        decode.end(rows, tokens)
-        return Chosen(logits, tokens)
+        slots = rows.penalties[:count]
+        return self._left.choice.keep(
+            choose(self._left.logits[:count], by_row, kind.asked, self._penalties.table, slots)
+        )
 
     def _stacked(self, count: int) -> StackedAdapters:
         tiles = self._rows.lora_tiles[:count]

@@ -12,17 +12,18 @@ from coserve.engine.active import ActiveRequest, Sampled
 from coserve.engine.batch import Batch, Ride
 from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card, Mark
-from coserve.engine.gpu.graphs import DecodeGraphs
+from coserve.engine.gpu.choice import Asked, Choice, choose
+from coserve.engine.gpu.graphs import DecodeGraphs, Left
+from coserve.engine.gpu.penalties import PenaltySlots
 from coserve.engine.gpu.seats import Seats
 from coserve.engine.load import Load
 from coserve.engine.plan import Plan
-from coserve.engine.request import SamplingParams
 from coserve.engine.runner import Flight, Landed, Observe, made_up
-from coserve.engine.sampler import needs_logits, sample_row
+from coserve.engine.sampler import sample_row
 from coserve.engine.segment import Segment
 from coserve.kernels import KVCache, LoraLayer
 from coserve.kernels.gpu.decode import DecodeRows
-from coserve.kernels.gpu.sampling import TOO_FEW, sample
+from coserve.kernels.gpu.sampling import TOO_FEW
 from coserve.models.decoder import Decoder
 
 _WARM_UP_ROWS = (16, 64, 256, 1024, 4096)
@@ -35,20 +36,23 @@ class GpuRunner:
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
         self._decoder, self._cache, self._card = decoder, cache, card
         decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
-        self._most = rows
-        self._adapters = AdapterSlots(decoder)
-        self._seats = Seats(card, decoding, self._adapters)
-        self._graphs = DecodeGraphs(decoder, cache, card, decoding, self._adapters)
-        self._tokens = [card.host(rows, dtype=torch.int64) for _ in range(_IN_FLIGHT)]
+        self._most, vocab = rows, decoder.config.vocab_size
+        self._adapters, self._penalties = AdapterSlots(decoder), PenaltySlots(rows, vocab, card.device)
+        self._seats = Seats(card, decoding, self._adapters, self._penalties)
+        self._graphs = DecodeGraphs(decoder, cache, card, decoding, self._adapters, self._penalties)
+        self._here = [Choice.room(rows, vocab, card.host) for _ in range(_IN_FLIGHT)]
         self._launched = 0
 
     def launch(self, plan: Plan, ride: Ride | None) -> Flight:
+        asking = plan.asking()
+        self._penalties.hold(asking)
+        self._graphs.prepare(Asked.by(asking))
         if ride is None and self._only_decodes(plan):
             return self._replay(plan, self._seats.seat)
         return self._launch_each(plan, ride)
 
     def goes_ahead(self, plan: Plan) -> bool:
-        return self._only_decodes(plan) and not any(r.careful or needs_logits(r) for r, _ in plan.chosen)
+        return self._only_decodes(plan) and not any(request.careful for request, _ in plan.chosen)
 
     def launch_ahead(self, plan: Plan) -> Flight:
         try:
@@ -79,6 +83,7 @@ class GpuRunner:
         self._seats.stand_up()  # they may have been told what the GPU was not
         self._graphs.forget()
         self._adapters.forget()
+        self._penalties.forget()
         self._card.give_back()
 
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
@@ -98,14 +103,14 @@ class GpuRunner:
         rows = seat(plan)
         kind = self._graphs.kind(
             max(rows) + 1,
-            context=max(segment.start for _, segment in plan.chosen) + 1,
-            filtered=any(_filters(request.params) for request, _ in plan.chosen),
+            max(segment.start for _, segment in plan.chosen) + 1,
+            Asked.by(plan.asking()),
             adapted=bool(adapters),
         )
         if self._graphs.capture(kind):
             launched = self._card.mark()  # what capturing took is no step's time: the predictor learns from that
-        chosen = self._graphs.run(kind)
-        return self._flight(plan, None, Load.of(plan.segments()), chosen.tokens, chosen.logits, rows, launched)
+        left = self._graphs.run(kind)
+        return self._flight(plan, None, Load.of(plan.segments()), left, rows, launched)
 
     # ---- operation by operation -------------------------------------------------------------------------------
 
@@ -115,11 +120,9 @@ class GpuRunner:
         asking = plan.asking()
         hidden = self._compute(batch, ride)
         if not asking:
-            return self._flight(plan, ride, batch.load, None, None, [], launched)
-        with torch.inference_mode():
-            logits = self._decoder.logits(hidden)
-            tokens = _choose(logits, asking)
-        return self._flight(plan, ride, batch.load, tokens, logits, range(len(asking)), launched)
+            return self._flight(plan, ride, batch.load, None, [], launched)
+        left = self._choose(hidden, asking)
+        return self._flight(plan, ride, batch.load, left, range(len(asking)), launched)
 
     @torch.inference_mode()
     def _compute(self, batch: Batch, ride: Ride | None) -> Tensor:
@@ -129,6 +132,13 @@ class GpuRunner:
         hidden = self._decoder.forward(there.token_ids, there.layout, self._cache, batch.adapters, keep)
         return hidden[there.logit_rows]
 
+    @torch.inference_mode()
+    def _choose(self, hidden: Tensor, asking: Sequence[ActiveRequest]) -> Left:
+        logits, by_row = self._decoder.logits(hidden), _by_row(asking, hidden.device)
+        slots = torch.tensor([self._penalties.slot(request) for request in asking], dtype=torch.int32)
+        table = self._penalties.table
+        return Left(logits, choose(logits, by_row, Asked.by(asking), table, slots.to(hidden.device)))
+
     # ---- landing ----------------------------------------------------------------------------------------------
 
     def _flight(
@@ -136,56 +146,50 @@ class GpuRunner:
         plan: Plan,
         ride: Ride | None,
         load: Load,
-        tokens: Tensor | None,
-        logits: Tensor | None,
+        left: Left | None,
         rows: Sequence[int],
         launched: Mark,
     ) -> Flight:
-        """`rows`: of `tokens` and `logits`, for each segment that asked."""
+        """`rows`: of what the step has left, for each segment that asked."""
         self._launched += 1
-        number, here = self._launched, self._tokens[self._launched % _IN_FLIGHT]
-        if tokens is not None:
-            here[: tokens.shape[0]].copy_(tokens, non_blocking=True)
+        number = self._launched
+        here = self._here[number % _IN_FLIGHT].keep(left.choice) if left is not None else None
         ended = self._card.mark()
 
         def land() -> Landed:
             ended.wait()
             sampled: list[Sampled | None] = []
-            if tokens is not None and logits is not None:
-                values, still_there = here.tolist(), number == self._launched
+            if left is not None and here is not None:
+                tokens, still_there = here.tokens.tolist(), number == self._launched
                 for request, row in zip(plan.asking(), rows, strict=True):
-                    sampled.append(_sampled(request, values[row], logits[row] if still_there else None))
+                    if tokens[row] == TOO_FEW:
+                        sampled.append(_sampled_here(request, left.logits[row] if still_there else None))
+                    else:
+                        self._penalties.landed(request)
+                        sampled.append(here.sampled(row, tokens[row], request.params.logprobs))
             return Landed(sampled, ended.seconds_since(launched))
 
         return Flight(plan, load, ride, land)
 
 
-def _sampled(request: ActiveRequest, token: int, logits: Tensor | None) -> Sampled | None:
-    """What the GPU has chosen, where that is all that was asked for; `logits` [vocab] are None when they are gone."""
-    if token != TOO_FEW and not needs_logits(request):
-        return Sampled(token)
+def _sampled_here(request: ActiveRequest, logits: Tensor | None) -> Sampled | None:
+    """Of a row for which the GPU could not choose; `logits` [vocab] are None when they are gone."""
     if logits is None:
         request.careful = True
         return None
     return sample_row(logits.cpu().float(), request)
 
 
-def _filters(params: SamplingParams) -> bool:
-    return not params.greedy and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
-
-
-def _choose(logits: Tensor, requests: Sequence[ActiveRequest]) -> Tensor:
-    """logits [requests, vocab] -> tokens int64, or `TOO_FEW`."""
-    params = [request.params for request in requests]
-    floats = np.array(
-        [
-            [p.temperature for p in params],
-            [p.top_p for p in params],
-            [p.min_p for p in params],
-            [0.0 if r.params.greedy else r.draw(r.completion_tokens) for r in requests],
-        ],
-        dtype=np.float32,
+def _by_row(requests: Sequence[ActiveRequest], device: torch.device) -> list[Tensor]:
+    """What `sampling.sample` takes."""
+    params, count = [request.params for request in requests], len(requests)
+    floats = np.zeros((4, -(-count // 4) * 4), dtype=np.float32)  # 16 bytes, as in a graph: other places, other kernels
+    floats[:, :count] = (
+        [p.temperature for p in params],
+        [p.top_p for p in params],
+        [p.min_p for p in params],
+        [0.0 if r.params.greedy else r.draw(r.completion_tokens) for r in requests],
     )
-    temperature, top_p, min_p, uniform = torch.from_numpy(floats).to(logits.device)
-    top_k = torch.tensor([max(0, p.top_k) for p in params], dtype=torch.int32, device=logits.device)
-    return sample(logits, temperature, top_k, top_p, min_p, uniform, filtered=any(map(_filters, params)))
+    temperature, top_p, min_p, uniform = torch.from_numpy(floats).to(device)[:, :count]
+    top_k = torch.tensor([max(0, p.top_k) for p in params], dtype=torch.int32, device=device)
+    return [temperature, top_k, top_p, min_p, uniform]

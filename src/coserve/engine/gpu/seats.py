@@ -10,6 +10,7 @@ import torch
 from coserve.engine.active import ActiveRequest
 from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card
+from coserve.engine.gpu.penalties import PenaltySlots
 from coserve.engine.plan import Plan
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.gpu import decode
@@ -33,8 +34,8 @@ class _Seat:
 
 
 class Seats:
-    def __init__(self, card: Card, rows: DecodeRows, adapters: AdapterSlots):
-        self._rows, self._adapters = rows, adapters
+    def __init__(self, card: Card, rows: DecodeRows, adapters: AdapterSlots, penalties: PenaltySlots):
+        self._rows, self._adapters, self._penalties = rows, adapters, penalties
         capacity = rows.tables.shape[0]
         self._by_row: list[_Seat | None] = [None] * capacity
         self._row_of: dict[int, int] = {}  # by the request's identity
@@ -59,6 +60,7 @@ class Seats:
             ints[decode.GROWN, row] = self._grown(row, segment.start)
             ints[decode.TOKEN, row], ints[decode.POSITION, row] = request.tokens[-1], segment.start
             ints[decode.ADAPTER, row] = self._adapters.slot(segment.adapter)
+            ints[decode.PENALTIES, row] = self._penalties.slot(request)
             if not request.params.greedy:
                 floats[decode.UNIFORM, row] = request.draw(request.completion_tokens)
             rows.append(row)

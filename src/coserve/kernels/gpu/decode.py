@@ -12,28 +12,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from coserve.kernels.gpu.penalties import NONE
 from coserve.kernels.paged import BLOCK_SIZE, PagedLayout
 
 # The rows of `DecodeRows.inputs`. The first ones change with every step.
-GROWN, UNIFORM, TOKEN, POSITION, ADAPTER, TOP_K, TEMPERATURE, TOP_P, MIN_P = range(9)
+GROWN, UNIFORM, TOKEN, POSITION, ADAPTER, PENALTIES, TOP_K, TEMPERATURE, TOP_P, MIN_P = range(10)
 EACH_STEP = 2
 SAME, IDLE = -1, -2  # instead of a new block: none is needed; nobody decodes in this row
 
 _PAGE = tl.constexpr(BLOCK_SIZE)
 _IDLE, _TOKEN = tl.constexpr(IDLE), tl.constexpr(TOKEN)
-_POSITION, _ADAPTER = tl.constexpr(POSITION), tl.constexpr(ADAPTER)
+_POSITION, _ADAPTER, _PENALTIES = tl.constexpr(POSITION), tl.constexpr(ADAPTER), tl.constexpr(PENALTIES)
+_NONE = tl.constexpr(NONE)
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeRows:
     """A batch that decodes from step to step; row i is one sequence's until another one gets it.
 
-    inputs int32 [9, rows]: the new block, the random number (float32's bits, like all that are not integers), the last
-    token, its position, the adapter's slot (`lora.LoraStack`), and what `sampling.sample` takes.
+    inputs int32 [10, rows]: the new block, the random number (float32's bits, like all that are not integers), the last
+    token, its position, the adapter's slot (`lora.LoraStack`), that of its penalties (`penalties.Penalties`), and what
+    `sampling.sample` takes.
     tables int32 [rows, blocks]: the block tables.
     scratch: a block that nobody reads; idle rows write there.
     token_ids int64 [rows], slots int32 [rows], segments int32 [rows, 4], lora_tiles int32 [rows, 3]: what `begin` makes
     of them for the decoder.
+    penalties int32 [rows]: the slots of those who decode, and `NONE` for others.
     """
 
     inputs: Tensor
@@ -43,16 +47,18 @@ class DecodeRows:
     slots: Tensor
     segments: Tensor
     lora_tiles: Tensor
+    penalties: Tensor
 
     @classmethod
     def idle(cls, rows: int, blocks: int, scratch: int, device: torch.device | str) -> DecodeRows:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        inputs = zeros(9, rows)
+        inputs = zeros(10, rows)
         inputs[GROWN] = IDLE
         token_ids = zeros(rows, dtype=torch.int64)
-        return cls(inputs, zeros(rows, blocks), scratch, token_ids, zeros(rows), zeros(rows, 4), zeros(rows, 3))
+        made = (token_ids, zeros(rows), zeros(rows, 4), zeros(rows, 3), zeros(rows))
+        return cls(inputs, zeros(rows, blocks), scratch, *made)
 
     def rest(self) -> None:
         """All rows are idle until they are told otherwise."""
@@ -78,7 +84,7 @@ class DecodeRows:
 def begin(rows: DecodeRows, count: int) -> None:
     """The first `count` rows are given their blocks, and say where they stand."""
     capacity, width = rows.tables.shape
-    made = (rows.token_ids, rows.slots, rows.segments, rows.lora_tiles)
+    made = (rows.token_ids, rows.slots, rows.segments, rows.lora_tiles, rows.penalties)
     _begin[(count,)](rows.inputs, rows.tables, *made, capacity, width, rows.scratch)
 
 
@@ -88,7 +94,7 @@ def end(rows: DecodeRows, tokens: Tensor) -> None:
 
 
 @triton.jit(do_not_specialize=["capacity", "width", "scratch"])
-def _begin(inputs, tables, token_ids, slots, segments, lora_tiles, capacity, width, scratch):
+def _begin(inputs, tables, token_ids, slots, segments, lora_tiles, penalties, capacity, width, scratch):
     """Grid: rows."""
     row = tl.program_id(0)
     grown = tl.load(inputs + row)
@@ -112,6 +118,7 @@ def _begin(inputs, tables, token_ids, slots, segments, lora_tiles, capacity, wid
     tl.store(lora_tiles + row * 3, row)
     tl.store(lora_tiles + row * 3 + 1, 1)
     tl.store(lora_tiles + row * 3 + 2, tl.where(idle, 0, tl.load(inputs + _ADAPTER * capacity + row)))
+    tl.store(penalties + row, tl.where(idle, _NONE, tl.load(inputs + _PENALTIES * capacity + row)))
 
 
 @triton.jit(do_not_specialize=["capacity"])

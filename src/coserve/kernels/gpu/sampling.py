@@ -13,6 +13,7 @@ from torch import Tensor
 
 CANDIDATES = 256  # the best tokens, among which top_k, top_p and min_p choose; a power of two
 TOO_FEW = -1  # instead of a token: the candidates did not reach; sort the whole row
+_TOO_FEW = tl.constexpr(TOO_FEW)
 _CHUNK = 1024  # tokens of the vocabulary that one program sums up
 
 
@@ -29,7 +30,8 @@ def sample(
     """logits [rows, vocab] in any float format -> tokens int64 [rows], or `TOO_FEW`.
 
     By row: temperature float32 (0 = greedy), top_k int32 (0 = off), top_p and min_p float32, and uniform float32, its
-    random number from [0, 1). `filtered`: whether any row has a top_k, top_p or min_p; without, nothing is sorted.
+    random number from [0, 1). `filtered`: whether any row has a top_k, top_p or min_p; without, nothing is sorted, and
+    such a row has no token.
     """
     rows, vocab = logits.shape
     logits = logits.contiguous()
@@ -46,29 +48,6 @@ def sample(
         values, ids = logits.topk(min(CANDIDATES, vocab))
         _draw_candidates[(rows,)](values, ids, *by_row, values.shape[1], CANDIDATES=CANDIDATES)
     return out
-
-
-def shape(logits: Tensor, places: Tensor, factors: Tensor, added: Tensor) -> None:
-    """Penalties and biases, in place: a logit above zero is divided by its factor, another multiplied; then added to.
-
-    logits float32 [rows, vocab] contiguous. Of n logits: places int64 [n] (row * vocab + token, none twice), factors
-    float32 (the repetition penalty, 1 = none) and added float32 (bias less presence and frequency penalties).
-    """
-    n = places.shape[0]
-    if n:
-        _shape[(triton.cdiv(n, _CHUNK),)](logits, places, factors, added, n, CHUNK=_CHUNK)
-
-
-@triton.jit(do_not_specialize=["n"])
-def _shape(logits, places, factors, added, n, CHUNK: tl.constexpr):
-    """Grid: runs of places."""
-    at = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    mask = at < n
-    place = tl.load(places + at, mask=mask, other=0)
-    factor = tl.load(factors + at, mask=mask, other=1.0)
-    values = tl.load(logits + place, mask=mask, other=0.0)
-    values = tl.where(values > 0, values / factor, values * factor) + tl.load(added + at, mask=mask, other=0.0)
-    tl.store(logits + place, values, mask=mask)
 
 
 @triton.jit
@@ -150,6 +129,8 @@ def _draw(
         at = chosen * CHUNK + tl.arange(0, CHUNK)
         values = _loaded(logits, row.to(tl.int64) * vocab + at, at < vocab)
         tl.store(out + row, (chosen * CHUNK + _pick(_weights(values, top, heat), target)).to(tl.int64))
+    else:
+        tl.store(out + row, _TOO_FEW)
 
 
 @triton.jit
@@ -185,4 +166,4 @@ def _draw_candidates(
         kept = tl.where((better < p) & (probs >= least * first) | (place == 0), probs, 0.0)
         chosen = _pick(kept, tl.load(uniform + row) * tl.sum(kept, 0))
         token = tl.load(ids + row * count + chosen)
-        tl.store(out + row, tl.where(reached, token, -1))
+        tl.store(out + row, tl.where(reached, token, _TOO_FEW))
