@@ -11,8 +11,7 @@ import threading
 import pytest
 import torch
 
-from coserve.engine import Engine, EngineConfig, Request, SamplingParams
-from coserve.engine import engine as engine_module
+from coserve.engine import Engine, EngineConfig, Request, SamplingParams, sleep
 from coserve.engine.active import ActiveRequest
 from coserve.engine.gpu import choice
 from coserve.engine.gpu.choice import Asked
@@ -240,7 +239,7 @@ def test_sleep_in_the_middle_changes_nothing(tmp_path, monkeypatch):
     with loaded(half) as cpu:  # noqa: F811
         wanted = [alone(cpu, *one) for one in ASKED]
     monkeypatch.setattr(loading, "placement_on", lambda device: OnGpu(CPU))
-    monkeypatch.setattr(engine_module, "is_gpu", lambda device: True)
+    monkeypatch.setattr(sleep, "is_gpu", lambda device: True)
     monkeypatch.setattr(paged, "huge_empty", lambda shape, dtype: torch.empty(shape, dtype=dtype))
     with on_the_gpu(half, monkeypatch) as engine:  # noqa: F811
         truth, forget = Truth(engine, monkeypatch), engine._runner.forget

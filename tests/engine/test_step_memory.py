@@ -122,11 +122,12 @@ def llama_8b() -> SimpleNamespace:
 
 def test_a_large_model_s_reserve_grows_with_its_steps():
     model, config = llama_8b(), EngineConfig().on("cuda")
-    assert 2.5e9 < reserve(model, config) < 3.5e9
+    assert 3e9 < reserve(model, config) < 4e9
     wider = EngineConfig(max_batch_tokens=16384)
     assert reserve(model, wider) - reserve(model, config) == pytest.approx(8192 * 2 * (3 * 4096 + 10240 + 5 * 14336))
     model.layers[0].gate_up.weight = SimpleNamespace(shape=(2 * 14336, 4096))  # packed: a copy in bfloat16
-    assert reserve(model, wider) - reserve(llama_8b(), wider) == 2 * 2 * 14336 * 4096
+    widened = 2 * 2 * 14336 * 4096
+    assert widened < reserve(model, wider) - reserve(llama_8b(), wider) < 2 * widened, "in graphs with prompts, too"
 
 
 def test_penalties_have_memory_reserved_before_anybody_asks_for_them(monkeypatch):

@@ -12,15 +12,14 @@ _LIBRARIES = 1 << 30  # bytes: the libraries' own buffers, kernels' code, the ca
 
 
 def reserve(decoder: Decoder, config: EngineConfig) -> int:
-    """Bytes for the largest step, two pools of captured ones and what they leave, penalties, and libraries."""
-    from coserve.kernels.gpu.penalties import Penalties  # needs Triton
+    """Bytes for the largest step, the pools of captured ones and what they leave, penalties, and libraries."""
+    from coserve.engine.gpu.prompt_graphs import MOST_ROWS  # needs Triton
+    from coserve.kernels.gpu.penalties import Penalties
 
-    most, decoding = config.max_batch_tokens, config.max_num_seqs
-    left = decoding * decoder.config.vocab_size * decoder.dtype.itemsize
-    left += Penalties.bytes(decoding, decoder.config.vocab_size)
-    return (
-        step_bytes(decoder, most + decoding, decoding) + 2 * step_bytes(decoder, decoding, decoding) + left + _LIBRARIES
-    )
+    most, decoding, vocab = config.max_batch_tokens, config.max_num_seqs, decoder.config.vocab_size
+    pools = 2 * step_bytes(decoder, decoding, decoding) + step_bytes(decoder, MOST_ROWS, decoding)
+    left = 2 * decoding * vocab * decoder.dtype.itemsize + Penalties.bytes(decoding, vocab)
+    return step_bytes(decoder, most + decoding, decoding) + pools + left + _LIBRARIES
 
 
 def step_bytes(decoder: Decoder, rows: int, sampled: int) -> int:

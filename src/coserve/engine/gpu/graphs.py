@@ -21,7 +21,7 @@ from coserve.kernels.gpu.penalties import NONE
 from coserve.models.decoder import Decoder, StackedAdapters
 
 _CONTEXTS = (256, 512, 1024, 2048)  # keys; beyond, attention always uses all the programs of a row that it may
-_UNLIMITED = 1 << 30
+UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DecodeGraphs:
 
     def kind(self, rows: int, context: int, asked: Asked, *, adapted: bool) -> Kind:
         """The smallest kind of step in which so many rows find room."""
-        return Kind(_at_least(self.sizes, rows), _at_least((*_CONTEXTS, _UNLIMITED), context), asked, adapted)
+        return Kind(at_least(self.sizes, rows), at_least((*_CONTEXTS, UNLIMITED), context), asked, adapted)
 
     def capture(self, kind: Kind) -> bool:
         """Have a graph for such a step; whether that took a capture."""
@@ -88,7 +88,7 @@ class DecodeGraphs:
         self._rows.rest()
         for rows in self.sizes:
             for filtered in (False, True):
-                self._step(Kind(rows, _UNLIMITED, Asked(filtered=filtered)))
+                self._step(Kind(rows, UNLIMITED, Asked(filtered=filtered)))
 
     def prepare(self, asked: Asked) -> None:
         """Where penalties or logprobs are first asked for: choose once so in every size of batch, for nobody.
@@ -101,7 +101,7 @@ class DecodeGraphs:
         self._rows.penalties.fill_(NONE)
         for rows in self.sizes:
             for filtered in (False, True):
-                self._choose(Kind(rows, _UNLIMITED, replace(asked, filtered=filtered)))
+                self._choose(Kind(rows, UNLIMITED, replace(asked, filtered=filtered)))
         self._prepared.add(asked)
 
     def forget(self) -> None:
@@ -113,7 +113,7 @@ class DecodeGraphs:
         self._captured = {kind: graph for kind, graph in self._captured.items() if not kind.adapted}
         self._rows.rest()
         for size in one_of_each_tile(self.sizes):  # other ranks are other kernels, and so is gate and up's product
-            self._step(Kind(size, _UNLIMITED, adapted=True))
+            self._step(Kind(size, UNLIMITED, adapted=True))
 
     @torch.inference_mode()
     def _step(self, kind: Kind) -> Left:
@@ -158,5 +158,6 @@ def one_of_each_tile(sizes: Sequence[int]) -> list[int]:
     return list({max(16, 1 << (size - 1).bit_length()): size for size in sizes}.values())
 
 
-def _at_least(sizes: Sequence[int], wanted: int) -> int:
+def at_least(sizes: Sequence[int], wanted: int) -> int:
+    """The smallest of these in which so many find room."""
     return sizes[bisect.bisect_left(sizes, wanted)]

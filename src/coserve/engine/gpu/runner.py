@@ -15,6 +15,7 @@ from coserve.engine.gpu.card import Card, Mark
 from coserve.engine.gpu.choice import Asked, Choice, choose
 from coserve.engine.gpu.graphs import DecodeGraphs, Left
 from coserve.engine.gpu.penalties import PenaltySlots
+from coserve.engine.gpu.prompt_graphs import PromptGraphs
 from coserve.engine.gpu.seats import Seats
 from coserve.engine.load import Load
 from coserve.engine.plan import Plan
@@ -26,7 +27,7 @@ from coserve.kernels.gpu.decode import DecodeRows
 from coserve.kernels.gpu.sampling import TOO_FEW
 from coserve.models.decoder import Decoder
 
-_WARM_UP_ROWS = (16, 64, 256, 1024, 4096)
+_WARM_UP_ROWS = (16, 64, 128, 256, 512, 1024, 4096)
 _IN_FLIGHT = 4  # steps whose tokens may not have been read; two are in flight at most
 
 
@@ -40,6 +41,7 @@ class GpuRunner:
         self._adapters, self._penalties = AdapterSlots(decoder), PenaltySlots(rows, vocab, card.device)
         self._seats = Seats(card, decoding, self._adapters, self._penalties)
         self._graphs = DecodeGraphs(decoder, cache, card, decoding, self._adapters, self._penalties)
+        self._prompts = PromptGraphs(decoder, cache, card, rows=rows, blocks=blocks, scratch=scratch)
         self._here = [Choice.room(rows, vocab, card.host) for _ in range(_IN_FLIGHT)]
         self._launched = 0
 
@@ -49,7 +51,7 @@ class GpuRunner:
         self._graphs.prepare(Asked.by(asking))
         if ride is None and self._only_decodes(plan):
             return self._replay(plan, self._seats.seat)
-        return self._launch_each(plan, ride)
+        return self._launch_mixed(plan, ride)
 
     def goes_ahead(self, plan: Plan) -> bool:
         return self._only_decodes(plan) and not any(request.careful for request, _ in plan.chosen)
@@ -70,20 +72,25 @@ class GpuRunner:
         for rows in (rows for rows in _WARM_UP_ROWS if rows <= most_rows):
             for _ in range(2):  # the first time compiles, and is not learnt from
                 batch = Batch.of([made_up(rows, blocks)])
+                kind = self._prompts.kind(batch, None)
+                if kind is not None:
+                    self._prompts.capture(kind, batch)
                 started = self._card.mark()
-                self._decoder.logits(self._compute(batch, None))
+                self._compute(batch, None) if kind is None else self._prompts.run(kind, batch)
                 ended = self._card.mark()
                 ended.wait()
                 observe(batch.load, ended.seconds_since(started))
 
     def forget(self) -> None:
         self._graphs.forget()
+        self._prompts.forget()
+        self._penalties.forget()
 
     def give_way(self) -> None:
         self._seats.stand_up()  # they may have been told what the GPU was not
-        self._graphs.forget()
+        self.forget()
+        self._prompts.rest()
         self._adapters.forget()
-        self._penalties.forget()
         self._card.give_back()
 
     def let_go(self, adapter: Sequence[LoraLayer]) -> None:
@@ -112,32 +119,36 @@ class GpuRunner:
         left = self._graphs.run(kind)
         return self._flight(plan, None, Load.of(plan.segments()), left, rows, launched)
 
-    # ---- operation by operation -------------------------------------------------------------------------------
+    # ---- with prompts -----------------------------------------------------------------------------------------
 
-    def _launch_each(self, plan: Plan, ride: Ride | None) -> Flight:
+    def _launch_mixed(self, plan: Plan, ride: Ride | None) -> Flight:
         launched = self._card.mark()
         batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
         asking = plan.asking()
-        hidden = self._compute(batch, ride)
-        if not asking:
-            return self._flight(plan, ride, batch.load, None, [], launched)
-        left = self._choose(hidden, asking)
+        if (kind := self._prompts.kind(batch, ride)) is None:
+            logits = self._compute(batch, ride)
+        else:
+            if self._prompts.capture(kind, batch):
+                launched = self._card.mark()
+            logits = self._prompts.run(kind, batch)
+        left = self._choose(logits, asking) if asking else None
         return self._flight(plan, ride, batch.load, left, range(len(asking)), launched)
 
     @torch.inference_mode()
     def _compute(self, batch: Batch, ride: Ride | None) -> Tensor:
-        """The hidden states of the rows that are sampled from."""
+        """The logits of the rows that are sampled from, operation by operation."""
         there = batch.to(self._card.device)
         keep = ride.keep_of(batch.rows) if ride else None
         hidden = self._decoder.forward(there.token_ids, there.layout, self._cache, batch.adapters, keep)
-        return hidden[there.logit_rows]
+        sampled = hidden[there.logit_rows]
+        return self._decoder.logits(sampled) if len(sampled) else sampled
 
     @torch.inference_mode()
-    def _choose(self, hidden: Tensor, asking: Sequence[ActiveRequest]) -> Left:
-        logits, by_row = self._decoder.logits(hidden), _by_row(asking, hidden.device)
+    def _choose(self, logits: Tensor, asking: Sequence[ActiveRequest]) -> Left:
+        by_row = _by_row(asking, logits.device)
         slots = torch.tensor([self._penalties.slot(request) for request in asking], dtype=torch.int32)
         table = self._penalties.table
-        return Left(logits, choose(logits, by_row, Asked.by(asking), table, slots.to(hidden.device)))
+        return Left(logits, choose(logits, by_row, Asked.by(asking), table, slots.to(logits.device)))
 
     # ---- landing ----------------------------------------------------------------------------------------------
 
