@@ -17,6 +17,7 @@ from coserve.kernels import BLOCK_SIZE, KVCache, LoraLayer, LoraWeights, PagedLa
 from coserve.kernels.gpu import experts, lora, products, rope, rows, sampling
 from coserve.kernels.gpu.attention import paged_attention
 from coserve.kernels.gpu.formats import QuantizedRows, dequantize
+from coserve.kernels.gpu.penalties import NONE, PROMPT, Penalties
 from coserve.kernels.quantized import quantize
 
 _EPS = 1e-5
@@ -76,6 +77,7 @@ def all_cases(shape: Shape) -> Iterator[Case]:
     yield _fp8(shape, shape.prompt)
     yield _lora(shape, shape.streams[-1])
     yield from (_sampling(shape, shape.streams[-1], filtered) for filtered in (False, True))
+    yield _penalties(shape, shape.streams[-1])
     yield from (_experts(shape, number) for number in (shape.streams[-1], shape.prompt))
 
 
@@ -345,6 +347,29 @@ def _sampling(s: Shape, n: int, filtered: bool) -> Case:
 
     name = f"sampling, {n} rows{', top_k' if filtered else ''}"
     return Case(name, launch, copies, float(logits[0].nbytes), 0, error, 0.05)
+
+
+def _penalties(s: Shape, n: int) -> Case:
+    """Half of the rows have none, and go through to the bit."""
+    logits = _random(n, s.vocab, scale=3.0)
+    table = Penalties.empty(n, s.vocab, logits.device)
+    table.seen.copy_(torch.randint(0, 3, (n, s.vocab)))
+    table.seen[:, ::7] += PROMPT
+    table.biases.copy_(torch.randn(n, s.vocab))
+    table.strengths.copy_(torch.tensor([1.3, 0.5, 0.25]).expand(n, 3))
+    slots = torch.arange(n, dtype=torch.int32)
+    slots[1::2] = NONE
+
+    def error() -> float:
+        x, count = logits.double(), (table.seen & (PROMPT - 1)).double()
+        repeated = torch.where(x > 0, x / 1.3, x * 1.3)
+        wanted = torch.where(table.seen != 0, repeated, x) - torch.where(count > 0, 0.5 + 0.25 * count, 0.0)
+        wanted += table.biases
+        wanted[1::2] = x[1::2]
+        return relative_error(table.shape(logits, slots), wanted)
+
+    moved = logits.nbytes * (1 + 2) + (table.seen.nbytes + table.biases.nbytes) / 2
+    return Case(f"penalties, {n} rows, half with", lambda _: table.shape(logits, slots), 1, moved, 0, error, 1e-5)
 
 
 def _experts(s: Shape, n: int, number: int = 32, k: int = 4) -> Case:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 MOST_ROWS = 512  # of larger steps the GPU's time is longer than that of their launches
 MOST_PROMPTS = 32
-_ROWS = (32, 64, 128, 256, MOST_ROWS)
+_ROWS = (32, 64, 128, 192, 256, 384, MOST_ROWS)  # from 160 or so on each row costs time
 _PROMPTS = (4, MOST_PROMPTS)
 
 

@@ -1,0 +1,54 @@
+"""Steps with prompts in graphs on a GPU: their tokens are those of the same operations, launched one by one."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import pytest
+import torch
+
+from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from tests.tiny import tiny_checkpoint
+
+LENGTHS = (5, 40, 130, 300, 1, 440, 77, 20)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    path = tiny_checkpoint(tmp_path_factory.mktemp("tiny"), "qwen3", dtype=torch.float32)
+    config = EngineConfig(kv_cache_tokens=40_000)
+    with Engine.from_pretrained(path, device="cuda", dtype="float32", name="tiny", config=config) as made:
+        yield made
+
+
+def one_after_the_other(engine: Engine) -> list[list[Output]]:
+    """While some decode, the next ones' prompts come."""
+    answers: dict[str, list[Output]] = {}
+    over, some = threading.Semaphore(0), threading.Semaphore(0)
+
+    def take(output: Output) -> None:
+        answers[output.request_id].append(output)
+        (over if output.finish_reason else some).release()
+
+    params = SamplingParams(temperature=0, max_tokens=60, ignore_eos=True, logprobs=0)
+    for n, length in enumerate(LENGTHS):
+        request = Request(tuple(3 + (7 * n + i) % 400 for i in range(length)), params, "tiny")
+        answers[request.id] = []
+        engine.submit(request, take)
+        assert all(some.acquire(timeout=120) for _ in range(5))
+    assert all(over.acquire(timeout=120) for _ in LENGTHS)
+    return list(answers.values())
+
+
+def test_tokens_are_those_of_operations_launched_one_by_one(engine, caplog):
+    graphs = engine._runner._prompts
+    in_graphs = one_after_the_other(engine)
+    assert len({kind.rows for kind in graphs._captured}) > 3 and any(kind.decoding for kind in graphs._captured)
+    assert not caplog.records, "all could be captured"
+    graphs._rested = math.inf
+    one_by_one = one_after_the_other(engine)
+    for ours, wanted in zip(in_graphs, one_by_one, strict=True):
+        assert [output.token_id for output in ours] == [output.token_id for output in wanted]
+        values = [output.logprob.logprob for output in wanted]
+        assert [output.logprob.logprob for output in ours] == pytest.approx(values, abs=1e-3)
