@@ -36,6 +36,7 @@ class Size:
     trace_scale: float = 1.0  # by which a real service's requests are shortened
     copied: int = 1 << 30  # bytes
     multiplied: int = 8192  # rows and columns
+    short: tuple[int, ...] = (32, 128, 256, 512)  # tokens of short prompts
 
 
 _TINY_CONFIG: Config = LLAMA_8B_CONFIG | {
@@ -51,7 +52,7 @@ _TINY_CONFIG: Config = LLAMA_8B_CONFIG | {
 }
 SIZES = {
     "llama-8b": Size(LLAMA_8B_CONFIG),
-    "tiny": Size(_TINY_CONFIG, 3, 48, 16, 2, 64, 2, 32, 256, 32.0, 1 << 22, 128),
+    "tiny": Size(_TINY_CONFIG, 3, 48, 16, 2, 64, 2, 32, 256, 32.0, 1 << 22, 128, (4, 30)),
 }
 
 
