@@ -24,6 +24,8 @@ class Job:
         self.failure: Exception | None = None
         self.kept = 0  # what it can do without, so many times
 
+    begun = True
+
     @property
     def finished(self) -> bool:
         return self.done == self.left

@@ -164,6 +164,30 @@ def test_whatever_fails_on_the_engines_thread_ends_the_requests_and_not_the_thre
         assert engine.stats().kv_blocks_used == engine.stats().requests_running == 0
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_whoever_asks_an_engine_that_ends_gets_an_answer(checkpoint, fails):
+    """Also behind something that fails."""
+    engine = Engine.from_pretrained(checkpoint, dtype="float32", name="tiny")
+    held, asleep = threading.Event(), threading.Thread(target=lambda: answers.append(engine.sleep()), daemon=True)
+    answers: list[int] = []
+    engine.call(lambda: held.wait(60))  # what follows is read when the engine ends
+    if fails:
+        engine.call(broken)
+    late = Collector(engine, prompt(5))
+    asleep.start()
+    ending = threading.Thread(target=engine.shutdown, daemon=True)
+    while engine._inbox._asked.qsize() < 2 + fails:
+        time.sleep(0.001)
+    ending.start()
+    while not engine._inbox.closed:
+        time.sleep(0.001)
+    held.set()
+    for thread in (ending, asleep):
+        thread.join(60)
+        assert not thread.is_alive()
+    assert late.wait()[-1].finish_reason == "cancelled" and answers == [0]
+
+
 def test_a_queue_full_of_lower_priorities_keeps_no_higher_one_out(checkpoint):
     config = EngineConfig(max_waiting=2, max_num_seqs=1, kv_cache_tokens=512)
     with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:

@@ -5,8 +5,10 @@ Before every step that shapes logits each row's slot is compared with what the C
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 
 import pytest
 import torch
@@ -84,9 +86,9 @@ class Truth:
                     self._look(table, row, slot)
             return shape(table, logits, slots)
 
-        def filling(slots, holder):
+        def filling(slots, holder, request):
             self.fills += 1
-            fill(slots, holder)
+            fill(slots, holder, request)
 
         def launching(plan):
             self.ahead = True
@@ -101,8 +103,7 @@ class Truth:
 
     def _look(self, table: Penalties, row: int, slot: int) -> None:
         self.looks += 1
-        (holder,) = [h for h in self._slots._holders.values() if h.slot == slot]
-        request = holder.request
+        (request,) = [r for r, holder in self._slots._holders.items() if holder.slot == slot]
         seen = torch.zeros_like(table.seen[slot])
         seen[list(request.request.prompt)] = PROMPT
         generated = request.tokens[request.prompt_tokens :]
@@ -414,3 +415,18 @@ def test_the_row_that_a_cpu_chooses_from_is_the_model_s_own(engine, cpu, monkeyp
     params = asking(6, temperature=1.0, seed=2, top_p=0.99, logit_bias=dict.fromkeys(range(7, 17), 100.0))
     assert alone(engine, prompt(5), params) == alone(cpu, prompt(5), params)
     assert rows and max(float(row.max()) for row in rows) < 50
+
+
+def test_a_request_that_has_ended_holds_nothing(engine, cpu, tmp_path):  # noqa: F811
+    """Nor does its adapter stay, once that is unloaded and others have been asked for."""
+    for name in ("first", "second"):
+        engine.load_adapter(name, random_adapter(tmp_path / name, cpu.model_config, 4))
+    layer = weakref.ref(engine._adapters["first"].layers[0])
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, frequency_penalty=0.5)
+    alone(engine, prompt(5), params, "first")
+    engine.unload_adapter("first")
+    for seed in range(2):
+        alone(engine, prompt(5, seed), params, "second")
+    engine.ahead.clear()  # which the tests keep
+    gc.collect()
+    assert layer() is None and len(engine._runner._penalties._holders) <= 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import torch
 
 from coserve.engine import SamplingParams
 from coserve.engine.batch import Batch
-from coserve.engine.gpu.prompt_graphs import MOST_ROWS, Kind, PromptGraphs
+from coserve.engine.gpu.prompt_graphs import MOST_ROWS, PromptGraphs, PromptKind
 from coserve.engine.segment import Segment
 from coserve.kernels import KVCache, gpu
 from tests.engine.test_gpu_runner import (  # noqa: F401 (fixtures)
@@ -94,7 +95,7 @@ def test_rows_get_what_they_get_operation_by_operation(decoder, monkeypatch):
 @pytest.mark.parametrize("seed", range(20))
 def test_what_the_gpu_is_told_is_the_batch_and_nothing_of_the_one_before(seed):
     graphs = PromptGraphs.__new__(PromptGraphs)
-    graphs._scratch, graphs._requests, graphs._rested = SCRATCH, [0, REQUESTS], 0.0
+    graphs._scratch, graphs._requests, graphs._resting_until = SCRATCH, [0, REQUESTS], 0.0
     graphs._staged = torch.full((20_000,), 1 << 29, dtype=torch.int32)
     rng = random.Random(seed)
     for rows in (200, 30, 64, 512):
@@ -119,18 +120,18 @@ def test_what_the_gpu_is_told_is_the_batch_and_nothing_of_the_one_before(seed):
 
 def test_steps_that_no_graph_is_for():
     graphs = PromptGraphs.__new__(PromptGraphs)
-    graphs._requests, graphs._rested = [0, 16, 40], 0.0
+    graphs._requests, graphs._resting_until = [0, 16, 40], 0.0
 
-    def kind(*segments: Segment) -> Kind | None:
+    def kind(*segments: Segment) -> PromptKind | None:
         return graphs.kind(Batch.of(segments), None)
 
     def of(rows: int, **options) -> Segment:
         return Segment("prefill", [5] * rows, 0, range(100), **options)
 
     decoding = Segment("decode", [5], 3, [2], sample=True)
-    assert kind(of(MOST_ROWS, sample=True)) == Kind(MOST_ROWS, 0, 4, 16)
-    assert kind(of(MOST_ROWS)) == Kind(MOST_ROWS, 0, 4, 0), "a part of a prompt: nothing is chosen"
-    assert kind(*[decoding] * 17, of(16)) == Kind(64, 40, 4, 40)
+    assert kind(of(MOST_ROWS, sample=True)) == PromptKind(MOST_ROWS, 0, 4, 16, 2048)
+    assert kind(of(MOST_ROWS)) == PromptKind(MOST_ROWS, 0, 4, 0, 2048), "a part of a prompt: nothing is chosen"
+    assert kind(*[decoding] * 17, of(16)) == PromptKind(64, 40, 4, 40, 2048)
     assert kind(of(MOST_ROWS + 1)) is None
     assert kind(*[of(2)] * 32) is not None and kind(*[of(2)] * 33) is None
     assert kind(*[decoding] * 20, *[of(2)] * 21) is None
@@ -154,6 +155,23 @@ def test_prompts_take_graphs_and_those_with_adapters_do_not(engine, cpu, tmp_pat
     assert not ran
 
 
+def test_what_finds_no_memory_to_be_captured_has_nobody_give_way(engine, cpu, monkeypatch):  # noqa: F811
+    graphs = engine._runner._prompts
+    graphs.forget()
+
+    class Full(Captured):
+        def capture(self, launches):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(graphs, "_pool", Full())
+    gave = []
+    monkeypatch.setattr(engine._runner, "give_way", lambda: gave.append(1))
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    for seed in range(3):
+        assert alone(engine, prompt(9, seed), params) == alone(cpu, prompt(9, seed), params)
+    assert not gave and graphs._resting_until > time.perf_counter()
+
+
 def test_what_cannot_be_captured_is_launched_one_by_one(engine, cpu, monkeypatch, caplog):  # noqa: F811
     graphs = engine._runner._prompts
     graphs.forget()
@@ -164,8 +182,8 @@ def test_what_cannot_be_captured_is_launched_one_by_one(engine, cpu, monkeypatch
 
     monkeypatch.setattr(graphs, "_pool", Refusing())
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-    for seed in range(3):
-        assert alone(engine, prompt(9, seed), params) == alone(cpu, prompt(9, seed), params)
+    for rows in (9, 40, 12):
+        assert alone(engine, prompt(rows), params) == alone(cpu, prompt(rows), params)
     assert [record.levelname for record in caplog.records] == ["WARNING"], "once"
 
 

@@ -1,3 +1,4 @@
+import queue
 import threading
 
 import pytest
@@ -19,7 +20,7 @@ class Reader(threading.Thread):
         self.inbox = Inbox()
         self._made.set()
         while not self.inbox.closed:
-            self.inbox.wait(10)
+            self.inbox.wait(60)
         self.inbox.read()
 
 
@@ -52,4 +53,37 @@ def test_what_was_taken_before_the_end_is_done_and_the_rest_is_refused():
         reader.inbox.close()
         for thread in (*putting, reader):
             thread.join(10)
-        assert len(done) == len(taken) and not reader.inbox.put(lambda: None)
+        assert not reader.is_alive() and len(done) == len(taken) and not reader.inbox.put(lambda: None)
+
+
+def test_who_asks_may_be_interrupted_by_somebody_who_asks():
+    """As by the garbage collector, which ends a `generate` that nobody goes on with."""
+    inbox = Inbox()
+    inbox._asked = Interrupted(lambda: inbox.put(lambda: done.append("then")))
+    done: list[str] = []
+    putting = threading.Thread(target=inbox.put, args=(lambda: done.append("first"),), daemon=True)
+    putting.start()
+    putting.join(10)
+    assert not putting.is_alive()
+    inbox.read()
+    assert sorted(done) == ["first", "then"]
+
+
+class Interrupted(queue.SimpleQueue):
+    def __init__(self, by):
+        self._by = [by]
+
+    def put(self, item):
+        if self._by:
+            self._by.pop()()
+        super().put(item)
+
+
+def test_a_function_that_finds_some_queue_empty_fails_and_the_next_one_is_done():
+    inbox, done = Inbox(), []
+    inbox.put(lambda: queue.SimpleQueue().get_nowait())
+    inbox.put(lambda: done.append(1))
+    with pytest.raises(queue.Empty):
+        inbox.read()
+    inbox.read()
+    assert done

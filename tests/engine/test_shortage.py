@@ -73,7 +73,7 @@ def wanted(cpu):  # noqa: F811
 class Job:
     """A job that may keep memory which it can do without."""
 
-    finished = False
+    finished, begun = False, True
 
     def __init__(self, *, keeps: bool = False):
         self.keeps, self.gave, self.error = keeps, 0, None
@@ -198,6 +198,16 @@ def test_jobs_fail_before_any_request_does(engine, memory, wanted):  # noqa: F81
     memory.enough = lambda rows: all(job.over.is_set() for job in jobs)
     assert together(engine, ASKED) == wanted
     assert all(isinstance(job.error, OutOfMemory) and "memory" in str(job.error) for job in jobs)
+
+
+def test_a_job_that_has_yet_to_begin_has_no_memory_to_give(engine, memory):  # noqa: F811
+    first, waiting = Job(), Job()
+    waiting.begun = False
+    for job in (first, waiting):
+        engine.attach(job)
+    memory.enough = lambda rows: False
+    last = Collector(engine, prompt(9), GREEDY).wait()[-1]
+    assert isinstance(last.error, OutOfMemory) and isinstance(first.error, OutOfMemory) and waiting.error is None
 
 
 def test_a_share_does_not_pay_for_steps_that_found_no_memory(engine, memory):  # noqa: F811

@@ -119,7 +119,7 @@ class VirtualRunner:
 class VirtualTraining:
     """Passes over four sequences without end: a layer's forward takes as many of them as fit, its backward the same."""
 
-    finished = False
+    finished, begun = False, True
     LAYERS, SEQUENCES = 32, 4
 
     def __init__(self, gpu: VirtualGpu):

@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from coserve.engine import Engine, EngineConfig
+from coserve.engine import Engine, EngineConfig, SamplingParams
 from coserve.errors import OutOfMemory
 from coserve.training import TrainingJob, jobs
 from tests.tiny import tiny_checkpoint
@@ -18,10 +18,14 @@ from tests.training.test_training import Listener, spec_for
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    path = tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+def checkpoint(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint):
     config = EngineConfig(kv_cache_tokens=1024)
-    with Engine.from_pretrained(path, dtype="float32", name="tiny", config=config) as engine:
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
         yield engine
 
 
@@ -91,6 +95,68 @@ def test_a_job_that_is_cancelled_gives_its_memory_back(engine, made, tmp_path, w
     assert made.workspaces
     job.cancel()
     until(lambda: not made.workspaces and not made.trainers)
+
+
+@pytest.mark.parametrize("protect", [1.0, "goals"])
+def test_a_job_that_is_cancelled_gives_its_memory_back_where_training_never_has_a_turn(
+    checkpoint, made, tmp_path, protect
+):
+    config = EngineConfig(kv_cache_tokens=4096, protect=protect, itl_goal=1e-6)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        job, listener = begin(engine, tmp_path, "job", n_epochs=500)
+        until(lambda: listener.steps)
+        tokens = engine.generate(range(5, 9), SamplingParams(max_tokens=400, ignore_eos=True))
+        next(tokens)
+        job.cancel()
+        _, behind = begin(engine, tmp_path, "behind")
+        for _ in tokens:
+            pass
+        assert not made.workspaces or made.count == 2
+        until(lambda: made.count == 2)
+        assert behind.wait()[-1].kind == "finished"
+
+
+def test_a_job_that_is_cancelled_while_the_engine_sleeps_gives_its_memory_back(engine, made, tmp_path):
+    job, listener = begin(engine, tmp_path, "job", n_epochs=500)
+    until(lambda: listener.steps)
+    engine.sleep()
+    job.cancel()
+    until(lambda: not made.workspaces and not made.trainers)
+    engine.wake()
+
+
+def test_a_job_that_is_paused_before_its_turn_takes_no_memory(engine, made, tmp_path):
+    first, one = begin(engine, tmp_path, "first", n_epochs=500)
+    until(lambda: one.steps)
+    second, two = begin(engine, tmp_path, "second")
+    second.pause()
+    first.cancel()
+    until(lambda: not made.workspaces)
+    time.sleep(0.1)
+    assert made.count == 1
+    second.resume()
+    assert two.wait()[-1].kind == "finished"
+
+
+def test_a_job_whose_turn_comes_as_the_engine_ends_asleep_is_left_for_the_next_start(checkpoint, made, tmp_path):
+    config = EngineConfig(kv_cache_tokens=1024)
+    with Engine.from_pretrained(checkpoint, dtype="float32", name="tiny", config=config) as engine:
+        asleep = threading.Event()
+
+        def fall_asleep() -> None:  # a turn that has begun waits until the engine wakes
+            engine.sleep()
+            asleep.set()
+
+        job, listener = begin(engine, tmp_path, "first", n_epochs=500)
+        until(lambda: listener.steps)
+        _, waiting = begin(engine, tmp_path, "second")
+        engine.call(fall_asleep)
+        assert asleep.wait(60)
+        job.cancel()
+        turn = engine._background._works[1]
+        turn.next_slice(0.0)
+    until(lambda: not any(thread.name == "coserve-turn" for thread in threading.enumerate()))
+    assert made.count == 1 and {event.kind for event in waiting.events} == {"status"}
 
 
 def test_a_job_that_fails_gives_its_memory_back(engine, made, tmp_path):

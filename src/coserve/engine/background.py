@@ -29,6 +29,10 @@ class BackgroundWork(Protocol):
     @property
     def finished(self) -> bool: ...
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has taken memory for what it does."""
+
     def ride(self, max_rows: int) -> Ride | None:
         """At most `max_rows` tokens that could go along in the next batch now; None if there are none."""
 

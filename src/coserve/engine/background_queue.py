@@ -144,13 +144,14 @@ class BackgroundQueue:
         return bool(self._guard(lambda work: work.give_way()))
 
     def end_first(self, error: Exception) -> bool:
-        """The first work fails with this error. False if there is none."""
+        """The first work fails with this error. False if there is none that has begun: who waits takes no memory."""
         self.wait()
         self._smallest = None
 
         def fail(work: BackgroundWork) -> bool:
-            self._fail(work, error)
-            return True
+            if work.begun:
+                self._fail(work, error)
+            return work.begun
 
         return bool(self._guard(fail))
 

@@ -213,7 +213,7 @@ class Engine:
             # Those of lower priority do not count: a crowd of them keeps nobody out.
             ahead = self.scheduler.waiting.count_from(request.priority)
             ahead += sum(count for priority, count in self._submitted.items() if priority >= request.priority)
-            if ahead >= self.config.max_waiting:
+            if ahead >= self.config.max_waiting and not self._inbox.closed:
                 raise Unavailable(
                     f"the queue is full ({self.config.max_waiting} requests wait already); try again shortly."
                 )
@@ -397,8 +397,12 @@ class Engine:
                 log.exception("a step failed; all requests end with an error")
                 self._flight = None
                 self._requests.fail_all(error)
-        self._inbox.read()  # nobody shall wait for an answer
-        self._requests.cancel_all()
+        while not self._inbox.empty:  # nobody shall wait for an answer
+            try:
+                self._inbox.read()
+            except Exception:
+                log.exception("something that was asked of an engine which ends has failed")
+        self._requests.finish_all("cancelled")
 
     def step(self) -> None:
         """One forward pass: the highest priority, who may ride along of the others, train tokens; then the slack."""
@@ -468,7 +472,7 @@ class Engine:
         return took > 0
 
     def _somebody_came(self) -> bool:
-        return not self._inbox.empty
+        return self._inbox.closed or not self._inbox.empty
 
     def _wait(self) -> None:
         """Until there is something in the inbox; now and then, so that the idle time counted is up to date."""
@@ -502,7 +506,7 @@ class Engine:
         self._co_serving.heed(request.tokens)
 
     def _fall_asleep(self) -> int:
-        if self.asleep:
+        if self.asleep or self._inbox.closed:
             return 0
         if self._flight is not None:
             flight, self._flight = self._flight, None

@@ -19,7 +19,7 @@ class Inbox:
     def __init__(self) -> None:
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reader = threading.current_thread()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may end a `generate`, which cancels, at any time
         self.closed = False
 
     @property
@@ -53,9 +53,10 @@ class Inbox:
         """Do all that was asked."""
         while True:
             try:
-                self._asked.get_nowait()()
+                function = self._asked.get_nowait()
             except queue.Empty:
                 return
+            function()
 
     def wait(self, seconds: float) -> None:
         """Until something is asked, and do that; no longer than so many seconds."""

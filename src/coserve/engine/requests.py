@@ -67,17 +67,16 @@ class Requests:
         self._send(request, request.detokenizer.flush() if error is None else "", reason, error=error)
         self._forget(request)
 
-    def cancel_all(self) -> None:
-        for request in list(self._by_id.values()):
-            self.finish(request, "cancelled")
-
     def fail_all(self, error: Exception) -> None:
         told = error if isinstance(error, CoserveError) else CoserveError("The engine failed on this request.")
+        self.finish_all("error", told)
+
+    def finish_all(self, reason: str, error: CoserveError | None = None) -> None:
         for request in list(self._by_id.values()):
             try:
-                self.finish(request, "error", told)
+                self.finish(request, reason, error)
             except Exception:  # half accepted: the thread must go on for all the others
-                log.exception("a request that failed could not be forgotten")
+                log.exception("a request that ended could not be forgotten")
 
     def blocks(self) -> list[int]:
         """Of the KV cache: those in use."""

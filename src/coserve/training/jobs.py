@@ -123,7 +123,7 @@ class TrainingJob:
             turn = Turn(
                 lambda: self._make_trainer(sequences, valid),
                 fail=self._not_made,
-                wake=lambda: self.engine.call(lambda: None),
+                call=self.engine.call,
             )
             with self._lock:
                 if self._ended:
@@ -160,10 +160,12 @@ class TrainingJob:
             )
         return sequences
 
-    def _make_trainer(self, sequences: Sequence[TrainSequence], valid: Sequence[TrainSequence]) -> Trainer:
+    def _make_trainer(self, sequences: Sequence[TrainSequence], valid: Sequence[TrainSequence]) -> Trainer | None:
         engine = self.engine
         machine = Machine(engine.decoder, engine.cache, engine.train_blocks, engine.estimator)
         with engine.awake():
+            if self._ended:
+                return None
             return Trainer(
                 machine,
                 sequences,

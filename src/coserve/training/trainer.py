@@ -136,7 +136,7 @@ class Trainer:
         self._task: MicroBatchPass | Stages | None = None
         self._since = 0.0
         self.finished = False
-        self.paused = self._cancelled = False
+        self.paused = False
 
     @property
     def checkpoints(self) -> Path:
@@ -145,7 +145,7 @@ class Trainer:
     # ---- background work --------------------------------------------------------------------------------------
 
     def ride(self, max_rows: int) -> Ride | None:
-        if self.paused or self.finished or self._cancelled:
+        if self.paused or self.finished:
             return None
         if self._task is None:
             self._task = next(self._tasks, None)
@@ -153,10 +153,11 @@ class Trainer:
             return None  # only an adapter's forward reads the weights that are being served
         return self._task.ride(max_rows)
 
+    @property
+    def begun(self) -> bool:
+        return True
+
     def next_slice(self, seconds: float) -> Slice | None:
-        if self._cancelled:
-            self.close()
-            return None
         self._report(wait=False)
         while not (self.paused or self.finished):
             if self._task is None:
@@ -177,12 +178,9 @@ class Trainer:
         self.close()
         self._on_event(TrainingEvent("failed", self.progress.step, self.total_steps, error=error))
 
-    def cancel(self) -> None:
-        """End it between two slices; its checkpoints stay."""
-        self._cancelled = True
-
     def close(self) -> None:
-        """It is over: what only passes need is free when the slices in flight are done. Idempotent."""
+        """It is over, or ends here, between two slices: its checkpoints stay. What only passes need is free when the
+        slices in flight are done. Idempotent."""
         self.finished = True
         if isinstance(self._task, MicroBatchPass):
             self._task.end()

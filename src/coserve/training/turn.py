@@ -13,14 +13,21 @@ class Turn:
     """Its trainer is made when its turn has come, on a thread of its own: jobs that wait take no memory, and nobody is
     kept from being served meanwhile.
 
-    `fail` is told why there will be no trainer, or the engine's reason to end one that is being made. `wake` has the
-    engine look for work again. Both are called from other threads too.
+    `make` returns None where the job has ended. `fail` is told why there will be no trainer, or the engine's reason to
+    end one that is being made; from another thread too. `call` runs something on the engine's thread.
     """
 
-    def __init__(self, make: Callable[[], Trainer], *, fail: Callable[[Exception], None], wake: Callable[[], None]):
-        self._make, self._fail, self._wake = make, fail, wake
+    def __init__(
+        self,
+        make: Callable[[], Trainer | None],
+        *,
+        fail: Callable[[Exception], None],
+        call: Callable[[Callable[[], None]], None],
+    ):
+        self._make, self._fail, self._call = make, fail, call
         self._lock = threading.Lock()
-        self._begun = self._over = self._paused = False
+        self._over = self._paused = False
+        self.begun = False
         self.trainer: Trainer | None = None
 
     def pause(self, paused: bool) -> None:
@@ -29,13 +36,11 @@ class Turn:
             self._paused = paused
             if self.trainer is not None:
                 self.trainer.paused = paused
-        self._wake()  # an idle engine looks for work again
+        self._call(lambda: None)  # an idle engine looks for work again
 
     def cancel(self) -> None:
-        with self._lock:
-            self._over = True
-            if self.trainer is not None:
-                self.trainer.cancel()
+        """End it between two slices."""
+        self._call(self._close)
 
     # ---- background work, on the engine's thread --------------------------------------------------------------
 
@@ -55,16 +60,16 @@ class Turn:
         return self.trainer is not None and self.trainer.give_way()
 
     def failed(self, error: Exception) -> None:
-        if self.trainer is not None:
-            self.trainer.failed(error)
+        trainer = self._end()
+        if trainer is not None:
+            trainer.failed(error)
         else:
-            self._over = True
             self._fail(error)
 
     def _come(self) -> Trainer | None:
         """The trainer, if it has been made; the first time, it begins to be."""
-        if not self._begun:
-            self._begun = True
+        if not (self.begun or self._paused):
+            self.begun = True
             threading.Thread(target=self._begin, name="coserve-turn", daemon=True).start()
         return self.trainer
 
@@ -72,12 +77,25 @@ class Turn:
         try:
             trainer = self._make()
         except Exception as error:
-            self._over = True
+            self._end()
             self._fail(error)
         else:
             with self._lock:
-                if self._over:
+                if trainer is None:
+                    self._over = True
+                elif self._over:
                     trainer.close()
                 else:
                     trainer.paused, self.trainer = self._paused, trainer
-        self._wake()
+        self._call(lambda: None)
+
+    def _close(self) -> None:
+        trainer = self._end()
+        if trainer is not None:
+            trainer.close()
+
+    def _end(self) -> Trainer | None:
+        """The trainer that there was; there will be none any more."""
+        with self._lock:
+            trainer, self.trainer, self._over = self.trainer, None, True
+            return trainer

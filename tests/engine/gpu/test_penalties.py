@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
+from coserve.engine.active import ActiveRequest
 from coserve.kernels.gpu.penalties import PROMPT
 from tests.tiny import tiny_checkpoint
 
@@ -30,9 +31,12 @@ def engine(tmp_path_factory):
 def test_a_gpu_has_counted_what_requests_have_generated(engine):
     """One after the other comes, so that there are steps of all kinds."""
     answers: dict[str, list[Output]] = {}
+    held: list[ActiveRequest] = []
     over, some = threading.Semaphore(0), threading.Semaphore(0)
 
     def take(output: Output) -> None:
+        if not answers[output.request_id]:
+            held.append(engine._requests._by_id[output.request_id])  # one that has ended has no slot, else
         answers[output.request_id].append(output)
         (over if output.finish_reason else some).release()
 
@@ -47,7 +51,7 @@ def test_a_gpu_has_counted_what_requests_have_generated(engine):
     assert all(over.acquire(timeout=120) for _ in requests)
 
     slots = engine._runner._penalties
-    holders = {holder.request.request.id: holder for holder in slots._holders.values()}
+    holders = {request.request.id: holder for request, holder in slots._holders.items()}
     assert holders.keys() == {request.id for request in requests[:3]}
     for request in requests[:3]:
         seen = slots.table.seen[holders[request.id].slot].cpu()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from coserve.engine.active import ActiveRequest, Sampled
+from coserve.engine.gpu.card import Card
 from coserve.engine.request import MOST_LOGPROBS
 from coserve.kernels.gpu.penalties import Penalties
 from coserve.kernels.gpu.sampling import sample
@@ -81,6 +83,33 @@ class Choice:
         own, *values = self.logprobs.values[row, : 1 + best].tolist()
         ids = self.logprobs.ids[row, 1 : 1 + best].tolist()
         return Sampled(token, own, tuple(zip(ids, values, strict=True)))
+
+
+class ChoiceInputs:
+    """What `choose` takes of each row, told to the GPU in one copy, before the step whose tokens are chosen.
+
+    Its memory is written to again when that step has landed.
+    """
+
+    def __init__(self, card: Card, rows: int):
+        shape = 6, -(-rows // 4) * 4  # each begins at 16 bytes
+        self._staged = card.host(*shape, dtype=torch.int32)
+        self._told = torch.zeros(shape, dtype=torch.int32, device=card.device)
+
+    def tell(self, requests: Sequence[ActiveRequest], slots: Sequence[int]) -> tuple[Sequence[Tensor], Tensor]:
+        """`slots`: of penalties -> what `sampling.sample` takes, and the slots."""
+        ints, count = self._staged.numpy(), len(requests)
+        floats, params = ints.view(np.float32), [request.params for request in requests]
+        floats[0, :count] = [p.temperature for p in params]
+        ints[1, :count] = [max(0, p.top_k) for p in params]
+        floats[2, :count] = [p.top_p for p in params]
+        floats[3, :count] = [p.min_p for p in params]
+        floats[4, :count] = [0.0 if r.params.greedy else r.draw(r.completion_tokens) for r in requests]
+        ints[5, :count] = slots
+        self._told.copy_(self._staged, non_blocking=True)
+        told = self._told[:, :count]
+        temperature, top_p, min_p, uniform = (told[row].view(torch.float32) for row in (0, 2, 3, 4))
+        return (temperature, told[1], top_p, min_p, uniform), told[5]
 
 
 def choose(

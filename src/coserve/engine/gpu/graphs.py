@@ -93,7 +93,7 @@ class DecodeGraphs:
     def prepare(self, asked: Asked) -> None:
         """Where penalties or logprobs are first asked for: choose once so in every size of batch, for nobody.
 
-        Few servers ever need them, and a start would take longer. A part of what was asked is prepared with it.
+        Few servers ever need them, and a start would take longer. The kernels of a part of it are compiled with it.
         """
         asked = replace(asked, filtered=False)
         if asked in self._prepared:

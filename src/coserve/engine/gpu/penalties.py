@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from coserve.engine.active import ActiveRequest
 from coserve.kernels.gpu.penalties import NONE, PROMPT, Penalties
@@ -14,9 +15,8 @@ from coserve.kernels.gpu.penalties import NONE, PROMPT, Penalties
 
 @dataclass
 class _Holder:
-    """Who has a slot, and how many of its tokens the GPU has counted there; -1: it has yet to be filled."""
+    """A slot, and how many tokens of the request that has it the GPU has counted there; -1: it has yet to be filled."""
 
-    request: ActiveRequest
     slot: int
     counted: int = -1
 
@@ -36,44 +36,53 @@ class PenaltySlots:
     def forget(self) -> None:
         """Nobody has a slot, and none takes memory: it is allocated for the first one who needs it."""
         self.table: Penalties | None = None
-        self._free = list(range(self._slots))
-        self._holders: dict[int, _Holder] = {}  # by the request's identity; who was needed last comes last
+        # Who was needed last comes last. A request that has ended goes, and whatever it holds.
+        self._holders: WeakKeyDictionary[ActiveRequest, _Holder] = WeakKeyDictionary()
 
     def hold(self, requests: Iterable[ActiveRequest]) -> None:
         """Have right slots for those of the next step who need one: not more than there are. All steps have landed."""
-        needed = {id(request): request for request in requests if request.params.shapes_logits}
+        needed = [request for request in requests if request.params.shapes_logits]
         if needed and self.table is None:
             self.table = Penalties.empty(self._slots, self._vocab, self._device)
-        for key, request in needed.items():
-            holder = self._holders.pop(key, None) or _Holder(request, self._free_one(needed))
-            self._holders[key] = holder
+        for request in needed:
+            holder = self._holders.pop(request, None) or _Holder(self._free_one(needed))
+            self._holders[request] = holder
             if holder.counted != request.completion_tokens:
-                self._fill(holder)
+                self._fill(holder, request)
 
     def slot(self, request: ActiveRequest) -> int:
-        holder = self._holders.get(id(request))
+        holder = self._holders.get(request)
         return NONE if holder is None else holder.slot
 
     def landed(self, request: ActiveRequest) -> None:
         """A step has chosen a token for it, and counted it."""
-        if (holder := self._holders.get(id(request))) is not None:
+        if (holder := self._holders.get(request)) is not None:
             holder.counted += 1
 
-    def _free_one(self, needed: Container[int]) -> int:
-        if self._free:
-            return self._free.pop()
-        return self._holders.pop(next(key for key in self._holders if key not in needed)).slot
+    def _free_one(self, needed: Sequence[ActiveRequest]) -> int:
+        """One that nobody has; else that of the one who is not needed now, and has not been for longest."""
+        free = set(range(self._slots)).difference(holder.slot for holder in self._holders.values())
+        if free:
+            return min(free)
+        here = set(map(id, needed))
+        return self._holders.pop(next(r for r in self._holders if id(r) not in here)).slot
 
-    def _fill(self, holder: _Holder) -> None:
+    def _fill(self, holder: _Holder, request: ActiveRequest) -> None:
         """From what the request was asked and has generated."""
-        request, slot, table = holder.request, holder.slot, self.table
+        table, slot, p = self.table, holder.slot, request.params
         assert table is not None
-        p, counts = request.params, request.output_counts
-        seen, biases = np.zeros(self._vocab, dtype=np.int32), np.zeros(self._vocab, dtype=np.float32)
-        seen[np.array(request.request.prompt, dtype=np.int64)] = PROMPT
-        seen[np.array(list(counts), dtype=np.int64)] += np.array(list(counts.values()), dtype=np.int32)
-        biases[np.array(list(p.logit_bias), dtype=np.int64)] = list(p.logit_bias.values())
-        table.seen[slot] = torch.from_numpy(seen)
-        table.biases[slot] = torch.from_numpy(biases)
+        seen = dict.fromkeys(request.request.prompt, PROMPT)
+        for token, count in request.output_counts.items():
+            seen[token] = seen.get(token, 0) + count
+        _scatter(table.seen[slot], seen)
+        _scatter(table.biases[slot], p.logit_bias)
         table.strengths[slot] = torch.tensor([p.repetition_penalty, p.presence_penalty, p.frequency_penalty])
         holder.counted = request.completion_tokens
+
+
+def _scatter(row: Tensor, values: Mapping[int, float]) -> None:
+    """[vocab], zero but for these."""
+    row.zero_()
+    if values:
+        places = torch.tensor(list(values), device=row.device)
+        row[places] = torch.tensor(list(values.values()), dtype=row.dtype, device=row.device)

@@ -32,16 +32,18 @@ MOST_ROWS = 512  # of larger steps the GPU's time is longer than that of their l
 MOST_PROMPTS = 32
 _ROWS = (32, 64, 128, 192, 256, 384, MOST_ROWS)  # from 160 or so on each row costs time
 _PROMPTS = (4, MOST_PROMPTS)
+_CONTEXTS = (2048, UNLIMITED)
 
 
 @dataclass(frozen=True)
-class Kind:
+class PromptKind:
     """A step that a graph is captured for, and whatever is smaller."""
 
     rows: int
     decoding: int  # segments
     prompts: int  # segments
     sampled: int  # rows
+    context: int  # keys of the longest one that decodes
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -61,33 +63,34 @@ class PromptGraphs:
     belongs to nobody."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
-        self._decoder, self._cache, self._card, self._scratch = decoder, cache, card, scratch
-        self._requests = sorted({0, min(16, rows), min(64, rows), rows})
-        largest = sum(Kind(MOST_ROWS, rows, MOST_PROMPTS, rows).parts) + rows * blocks
+        self._decoder, self._cache, self._scratch = decoder, cache, scratch
+        self._requests = sorted({0, min(16, rows), min(64, rows), rows})  # up to 16 attention has a kernel of its own
+        largest = sum(PromptKind(MOST_ROWS, rows, MOST_PROMPTS, rows, UNLIMITED).parts) + rows * blocks
         self._staged = card.host(largest, dtype=torch.int32)
         self._told = torch.zeros(largest, dtype=torch.int32, device=card.device)
         self._logits = torch.zeros(rows, decoder.config.vocab_size, dtype=decoder.dtype, device=card.device)
         self._pool = card.pool()
-        self._captured: dict[Kind, Callable[[], Tensor]] = {}
-        self._rested = -math.inf  # when that is over
+        self._captured: dict[PromptKind, Callable[[], Tensor]] = {}
+        self._resting_until = -math.inf
 
-    def kind(self, batch: Batch, ride: Ride | None) -> Kind | None:
+    def kind(self, batch: Batch, ride: Ride | None) -> PromptKind | None:
         """The smallest kind of step in which a batch finds room; None if there is none for it."""
         steps, segments = batch.layout.decoding, len(batch.segments)
         too_many = segments > self._requests[-1] or segments - steps > MOST_PROMPTS
         if ride is not None or batch.adapters or batch.rows > MOST_ROWS or too_many:
             return None
-        if time.perf_counter() < self._rested:
+        if time.perf_counter() < self._resting_until:
             return None
-        return Kind(
+        return PromptKind(
             at_least(_ROWS, batch.rows),
             at_least(self._requests, steps),
             at_least(_PROMPTS, segments - steps),
             at_least(self._requests, batch.logit_rows.shape[0]),
+            at_least(_CONTEXTS, batch.layout.context),
         )
 
-    def capture(self, kind: Kind, batch: Batch) -> bool:
-        """Have a graph for such a step; whether that took a capture."""
+    def capture(self, kind: PromptKind, batch: Batch) -> bool:
+        """Have a graph for such a step, if one can be had; whether that was tried."""
         if kind in self._captured:
             return False
         self._tell(kind, batch)
@@ -95,17 +98,18 @@ class PromptGraphs:
         try:
             self._captured[kind] = self._pool.capture(lambda: self._step(kind))
         except Exception as error:
-            if is_out_of_memory(error):
-                raise
-            log.warning("steps of %d rows with prompts are launched operation by operation: %s", kind.rows, error)
-            self._captured[kind] = lambda: self._step(kind)
+            if is_out_of_memory(error):  # nobody has to give way: the step itself has found its memory
+                self.rest()
+            else:
+                log.warning("steps with prompts are launched operation by operation from now on: %s", error)
+                self._resting_until = math.inf
         return True
 
-    def run(self, kind: Kind, batch: Batch) -> Tensor:
-        """Launch a step whose graph was captured, when the one before has landed: the logits [sampled, vocab], there
-        until the next one."""
+    def run(self, kind: PromptKind, batch: Batch) -> Tensor:
+        """Launch a step, when the one before has landed: the logits [sampled, vocab], there until the next one."""
         self._tell(kind, batch)
-        return self._captured[kind]()[: batch.logit_rows.shape[0]]
+        launch = self._captured.get(kind) or (lambda: self._step(kind))
+        return launch()[: batch.logit_rows.shape[0]]
 
     def forget(self) -> None:
         """The tensors that the graphs use are about to move."""
@@ -114,10 +118,10 @@ class PromptGraphs:
     def rest(self) -> None:
         """Memory is short: have no graphs, which need more of it, for a while."""
         self.forget()
-        self._rested = time.perf_counter() + Shortage.SECONDS
+        self._resting_until = max(self._resting_until, time.perf_counter() + Shortage.SECONDS)
 
     @torch.inference_mode()
-    def _step(self, kind: Kind) -> Tensor:
+    def _step(self, kind: PromptKind) -> Tensor:
         token_ids, positions, slots, segments, tiles, sampled, tables = kind.cut(self._told)
         layout = PagedLayout(
             positions,
@@ -126,7 +130,7 @@ class PromptGraphs:
             tables,
             segments.view(-1, 4),
             decoding=kind.decoding,
-            context=UNLIMITED,
+            context=kind.context,
             longest=kind.rows,
         )
         hidden = self._decoder.forward(token_ids, layout, self._cache)
@@ -135,11 +139,11 @@ class PromptGraphs:
             logits.copy_(self._decoder.logits(hidden[sampled[: kind.sampled]]))
         return logits
 
-    def _tell(self, kind: Kind, batch: Batch) -> None:
+    def _tell(self, kind: PromptKind, batch: Batch) -> None:
         length = self._stage(kind, batch)
         self._told[:length].copy_(self._staged[:length], non_blocking=True)
 
-    def _stage(self, kind: Kind, batch: Batch) -> int:
+    def _stage(self, kind: PromptKind, batch: Batch) -> int:
         """Write down a step; returns how many integers that takes."""
         layout, steps = batch.layout, batch.layout.decoding
         parts = [part.numpy() for part in kind.cut(self._staged)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from coserve.engine.active import ActiveRequest, Sampled
 from coserve.engine.batch import Batch, Ride
 from coserve.engine.gpu.adapters import AdapterSlots
 from coserve.engine.gpu.card import Card, Mark
-from coserve.engine.gpu.choice import Asked, Choice, choose
+from coserve.engine.gpu.choice import Asked, Choice, ChoiceInputs, choose
 from coserve.engine.gpu.graphs import DecodeGraphs, Left
 from coserve.engine.gpu.penalties import PenaltySlots
 from coserve.engine.gpu.prompt_graphs import PromptGraphs
@@ -27,7 +26,7 @@ from coserve.kernels.gpu.decode import DecodeRows
 from coserve.kernels.gpu.sampling import TOO_FEW
 from coserve.models.decoder import Decoder
 
-_WARM_UP_ROWS = (16, 64, 128, 256, 512, 1024, 4096)
+_WARM_UP_ROWS = (4096, 1024, 512, 256, 128, 64, 16)  # graphs take less memory where larger ones came first
 _IN_FLIGHT = 4  # steps whose tokens may not have been read; two are in flight at most
 
 
@@ -36,12 +35,16 @@ class GpuRunner:
 
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
         self._decoder, self._cache, self._card = decoder, cache, card
+        rows = (
+            -(-rows // 4) * 4
+        )  # so that what the GPU is told of them begins at 16 bytes: elsewhere, kernels are others
         decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
         self._most, vocab = rows, decoder.config.vocab_size
         self._adapters, self._penalties = AdapterSlots(decoder), PenaltySlots(rows, vocab, card.device)
         self._seats = Seats(card, decoding, self._adapters, self._penalties)
         self._graphs = DecodeGraphs(decoder, cache, card, decoding, self._adapters, self._penalties)
         self._prompts = PromptGraphs(decoder, cache, card, rows=rows, blocks=blocks, scratch=scratch)
+        self._asked = ChoiceInputs(card, rows)
         self._here = [Choice.room(rows, vocab, card.host) for _ in range(_IN_FLIGHT)]
         self._launched = 0
 
@@ -121,17 +124,21 @@ class GpuRunner:
 
     # ---- with prompts -----------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def _launch_mixed(self, plan: Plan, ride: Ride | None) -> Flight:
         launched = self._card.mark()
         batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
         asking = plan.asking()
+        by_row, slots = self._asked.tell(asking, [self._penalties.slot(request) for request in asking])
         if (kind := self._prompts.kind(batch, ride)) is None:
             logits = self._compute(batch, ride)
         else:
             if self._prompts.capture(kind, batch):
                 launched = self._card.mark()
             logits = self._prompts.run(kind, batch)
-        left = self._choose(logits, asking) if asking else None
+        left = None
+        if asking:
+            left = Left(logits, choose(logits, by_row, Asked.by(asking), self._penalties.table, slots))
         return self._flight(plan, ride, batch.load, left, range(len(asking)), launched)
 
     @torch.inference_mode()
@@ -142,13 +149,6 @@ class GpuRunner:
         hidden = self._decoder.forward(there.token_ids, there.layout, self._cache, batch.adapters, keep)
         sampled = hidden[there.logit_rows]
         return self._decoder.logits(sampled) if len(sampled) else sampled
-
-    @torch.inference_mode()
-    def _choose(self, logits: Tensor, asking: Sequence[ActiveRequest]) -> Left:
-        by_row = _by_row(asking, logits.device)
-        slots = torch.tensor([self._penalties.slot(request) for request in asking], dtype=torch.int32)
-        table = self._penalties.table
-        return Left(logits, choose(logits, by_row, Asked.by(asking), table, slots.to(logits.device)))
 
     # ---- landing ----------------------------------------------------------------------------------------------
 
@@ -189,18 +189,3 @@ def _sampled_here(request: ActiveRequest, logits: Tensor | None) -> Sampled | No
         request.careful = True
         return None
     return sample_row(logits.cpu().float(), request)
-
-
-def _by_row(requests: Sequence[ActiveRequest], device: torch.device) -> list[Tensor]:
-    """What `sampling.sample` takes."""
-    params, count = [request.params for request in requests], len(requests)
-    floats = np.zeros((4, -(-count // 4) * 4), dtype=np.float32)  # 16 bytes, as in a graph: other places, other kernels
-    floats[:, :count] = (
-        [p.temperature for p in params],
-        [p.top_p for p in params],
-        [p.min_p for p in params],
-        [0.0 if r.params.greedy else r.draw(r.completion_tokens) for r in requests],
-    )
-    temperature, top_p, min_p, uniform = torch.from_numpy(floats).to(device)[:, :count]
-    top_k = torch.tensor([max(0, p.top_k) for p in params], dtype=torch.int32, device=device)
-    return [temperature, top_k, top_p, min_p, uniform]
