@@ -46,7 +46,7 @@ def _running(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        trainer.cancel()
+        trainer.close()
         thread.join()
 
 

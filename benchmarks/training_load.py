@@ -129,10 +129,10 @@ class TrainingInEngine:
 
     def stop(self) -> None:
         if self._trainer is not None:
-            self._trainer.cancel()
-            self._trainer = None
             between_slices = threading.Event()
+            self._engine.call(self._trainer.close)
             self._engine.call(between_slices.set)
+            self._trainer = None
             between_slices.wait()
 
 
