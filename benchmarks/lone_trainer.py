@@ -41,12 +41,13 @@ def _wait_for(word: str) -> bool:
 
 @contextmanager
 def _running(trainer: Trainer) -> Iterator[None]:
-    thread = threading.Thread(target=trainer.run)
+    stopping = threading.Event()
+    thread = threading.Thread(target=trainer.run, args=(stopping.is_set,))
     thread.start()
     try:
         yield
     finally:
-        trainer.close()
+        stopping.set()
         thread.join()
 
 

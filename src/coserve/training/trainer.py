@@ -186,9 +186,9 @@ class Trainer:
             self._task.end()
         self._task, self._tasks, self._workspace = None, iter(()), None
 
-    def run(self) -> None:
-        """Train to the end on this thread, with nothing else on the engine."""
-        while (piece := self.next_slice(math.inf)) is not None:
+    def run(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Train to the end, or until `stopped`, on this thread, with nothing else on the engine."""
+        while not stopped() and (piece := self.next_slice(math.inf)) is not None:
             piece.run()
 
     # ---- the run, one task after the other --------------------------------------------------------------------
