@@ -126,7 +126,8 @@ def _decode(s: Shape, streams: int, context: int, dtype: torch.dtype) -> Case:
     order = torch.randperm(streams * per_stream).view(streams, per_stream).tolist()
     device = torch.get_default_device()
     layout = PagedLayout.build([(context - 1, 1, table) for table in order]).to(device)
-    first = PagedLayout.build([(context - 1, 1, order[0])]).to(device)
+    few = 1 if streams <= 16 else streams // 2  # beyond 16 rows keys are split otherwise
+    first = PagedLayout.build([(context - 1, 1, table) for table in order[:few]]).to(device)
     qkv = _random(streams, s.qkv)
 
     def launch(copy: int, rows: slice = slice(None), where: PagedLayout = layout) -> Tensor:
@@ -143,7 +144,7 @@ def _decode(s: Shape, streams: int, context: int, dtype: torch.dtype) -> Case:
         4.0 * streams * context * s.heads * s.dim,
         lambda: relative_error(launch(0), wanted()),
         2e-2,
-        lambda: _same(launch(0), [(slice(0, 1), launch(0, slice(0, 1), first))]),
+        lambda: _same(launch(0), [(slice(few), launch(0, slice(few), first))]),
     )
 
 
