@@ -35,9 +35,7 @@ class GpuRunner:
 
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
         self._decoder, self._cache, self._card = decoder, cache, card
-        rows = (
-            -(-rows // 4) * 4
-        )  # so that what the GPU is told of them begins at 16 bytes: elsewhere, kernels are others
+        rows = -(-rows // 4) * 4  # what the GPU is told of them begins at 16 bytes: elsewhere, kernels are others
         decoding = DecodeRows.idle(rows, blocks, scratch, card.device)
         self._most, vocab = rows, decoder.config.vocab_size
         self._adapters, self._penalties = AdapterSlots(decoder), PenaltySlots(rows, vocab, card.device)
