@@ -65,6 +65,13 @@ class Unavailable(CoserveError):
     code = "unavailable"
 
 
+class ShuttingDown(Unavailable):
+    """The engine ends: ask the next one."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is shutting down.")
+
+
 class OutOfMemory(Unavailable):
     """The GPU's memory did not suffice: the message says for what, and what to lower."""
 

@@ -32,7 +32,7 @@ from coserve.engine.scheduler import Scheduler
 from coserve.engine.sleep import Sleep
 from coserve.engine.stats import Counters, EngineStats
 from coserve.engine.steps import Steps
-from coserve.errors import InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
+from coserve.errors import InvalidRequest, ModelNotFound, OutOfMemory, ShuttingDown, Unavailable
 from coserve.kernels import BLOCK_SIZE
 from coserve.kernels.calibration import load_or_measure_chip
 from coserve.kernels.device import choose_device
@@ -218,7 +218,7 @@ class Engine:
                     f"the queue is full ({self.config.max_waiting} requests wait already); try again shortly."
                 )
             if not self._inbox.put(lambda: self._accept(active)):
-                raise Unavailable("the engine is shutting down.")
+                raise ShuttingDown
             self._submitted[request.priority] += 1
 
     def cancel(self, request_id: str) -> None:
@@ -271,7 +271,7 @@ class Engine:
         """Serve a PEFT directory under a name of its own; the requests in flight go on.
 
         Waits while the engine sleeps, as an adapter takes the device's memory; not from the engine's own thread.
-        Raises `ModelError`, and `Unavailable` if the engine shuts down meanwhile.
+        Raises `ModelError`, and `ShuttingDown` if the engine does meanwhile.
         """
         if name == self.name:
             raise InvalidRequest(f"{name!r} is the base model's name; an adapter needs its own.", param="name")
@@ -317,8 +317,8 @@ class Engine:
     def awake(self) -> AbstractContextManager[None]:
         """Within this the engine does not sleep: for other threads that take the device's memory.
 
-        Waits for `wake` while it sleeps. Keep it short, and wait for no step within. Raises `Unavailable` if the engine
-        shuts down.
+        Waits for `wake` while it sleeps. Keep it short, and wait for no step within. Raises `ShuttingDown` if the
+        engine does.
         """
         return self._sleep.awake()
 
@@ -410,7 +410,7 @@ class Engine:
         if flight is None:
             return
         behind = self._co_serving.launch_behind(flight.plan)
-        self._flight = None if behind or self._somebody_came() else self._steps.launch_ahead(flight)
+        self._flight = None if behind or self._somebody_came() else self._steps.launch_ahead(flight.plan)
         self._land(flight, behind)
 
     def _launch(self) -> Flight | None:

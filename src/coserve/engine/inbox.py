@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from coserve.errors import Unavailable
+from coserve.errors import ShuttingDown
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Inbox:
             return not self.closed
 
     def ask(self, function: Callable[[], T]) -> T:
-        """Have it done, and wait for what it returns or raises. Raises `Unavailable` if the inbox is closed."""
+        """Have it done, and wait for what it returns or raises. Raises `ShuttingDown` if the inbox is closed."""
         if threading.current_thread() is self._reader:
             return function()
         answer: Future[T] = Future()
@@ -46,7 +46,7 @@ class Inbox:
                 answer.set_exception(error)
 
         if not self.put(run):
-            raise Unavailable("the engine is shutting down.")
+            raise ShuttingDown
         return answer.result()
 
     def read(self) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from coserve.engine.offload import Offloaded, offload
-from coserve.errors import Unavailable
+from coserve.errors import ShuttingDown
 from coserve.kernels import KVCache
 from coserve.kernels.device import is_gpu
 from coserve.models.decoder import Decoder
@@ -28,11 +28,11 @@ class Sleep:
 
     @contextlib.contextmanager
     def awake(self) -> Iterator[None]:
-        """Wait until nobody sleeps; nobody falls asleep within this. Raises `Unavailable` if the engine ends."""
+        """Wait until nobody sleeps; nobody falls asleep within this. Raises `ShuttingDown` if the engine ends."""
         with self._memory:
             self._memory.wait_for(lambda: self._ended or not self.asleep)
             if self._ended:
-                raise Unavailable("the engine is shutting down.")
+                raise ShuttingDown
             yield
 
     def begin(self, blocks: Sequence[int]) -> int:

@@ -42,12 +42,12 @@ class Steps:
             self.size.shortage.launched()
         return flight
 
-    def launch_ahead(self, flight: Flight) -> Flight | None:
-        """The step behind one that is on its way, if it will be the same again."""
-        if not self._runner.goes_ahead(flight.plan):
+    def launch_ahead(self, before: Plan) -> Flight | None:
+        """The step behind this plan's, which is on its way, if it will be the same again."""
+        if not self._runner.goes_ahead(before):
             return None
         now = time.perf_counter()
-        plan = self._scheduler.plan_ahead(flight.plan, now)
+        plan = self._scheduler.plan_ahead(before, now)
         if plan is None:
             return None
         self.size.see(now)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from coserve.engine import Engine
-from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound, OutOfMemory, Unavailable
+from coserve.errors import CoserveError, DataError, InvalidRequest, ModelNotFound, OutOfMemory, ShuttingDown
 from coserve.kernels.memory import is_out_of_memory
 from coserve.training.config import TrainingConfig
 from coserve.training.data import TrainSequence, encode_all, read_examples
@@ -178,9 +178,8 @@ class TrainingJob:
             )
 
     def _not_made(self, error: Exception) -> None:
-        if isinstance(error, Unavailable) and not isinstance(error, OutOfMemory):
-            return  # the engine ends; the job goes on when another one has its directory
-        self._fail(error)
+        if not isinstance(error, ShuttingDown):  # else the job goes on when another engine has its directory
+            self._fail(error)
 
     # ---- the trainer's story ----------------------------------------------------------------------------------
 
@@ -214,8 +213,8 @@ class TrainingJob:
         try:
             adapter, files = self._write_results(turn.trainer)
             self.engine.load_adapter(self.spec.adapter_name, adapter)
-        except Unavailable:
-            return  # the engine ends; the job goes on when another one has its directory
+        except ShuttingDown:
+            return  # the job goes on when another one has its directory
         except Exception as error:
             self._fail(error)
             return

@@ -150,7 +150,7 @@ class Pass(MicroBatchPass):
             if piece is not None:
                 return self._begun(chunk, piece)
             self._chunk = None
-        self._chunk = None
+        self._chunk = None  # else it and the pass, of which it knows, would keep each other
         return self._rest.next_slice(seconds)
 
     def end(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from coserve.engine import Engine, EngineConfig, Output, Request, SamplingParams
 from coserve.engine.active import ActiveRequest
 from coserve.kernels.gpu.penalties import PROMPT
+from tests.engine.gpu.asking import one_after_the_other
 from tests.tiny import tiny_checkpoint
 
 KINDS = (
@@ -30,25 +30,16 @@ def engine(tmp_path_factory):
 
 def test_a_gpu_has_counted_what_requests_have_generated(engine):
     """One after the other comes, so that there are steps of all kinds."""
-    answers: dict[str, list[Output]] = {}
     held: list[ActiveRequest] = []
-    over, some = threading.Semaphore(0), threading.Semaphore(0)
 
-    def take(output: Output) -> None:
-        if not answers[output.request_id]:
-            held.append(engine._requests._by_id[output.request_id])  # one that has ended has no slot, else
-        answers[output.request_id].append(output)
-        (over if output.finish_reason else some).release()
+    def hold(output: Output) -> None:
+        held.append(engine._requests._by_id[output.request_id])  # one that has ended has no slot, else
 
     requests = [
         Request(tuple(range(3 + n, 60 + n)), SamplingParams(max_tokens=100, ignore_eos=True, **kind), "tiny")
         for n, kind in enumerate(KINDS)
     ]
-    for request in requests:
-        answers[request.id] = []
-        engine.submit(request, take)
-        assert all(some.acquire(timeout=120) for _ in range(20))
-    assert all(over.acquire(timeout=120) for _ in requests)
+    answers = one_after_the_other(engine, requests, 20, hold)
 
     slots = engine._runner._penalties
     holders = {request.request.id: holder for request, holder in slots._holders.items()}

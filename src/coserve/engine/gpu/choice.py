@@ -88,13 +88,12 @@ class Choice:
 class ChoiceInputs:
     """What `choose` takes of each row, told to the GPU in one copy, before the step whose tokens are chosen.
 
-    Its memory is written to again when that step has landed.
+    Its memory is written to again when that step has landed. `rows`: a multiple of 4, as in `GpuRunner`.
     """
 
     def __init__(self, card: Card, rows: int):
-        shape = 6, -(-rows // 4) * 4  # each begins at 16 bytes
-        self._staged = card.host(*shape, dtype=torch.int32)
-        self._told = torch.zeros(shape, dtype=torch.int32, device=card.device)
+        self._staged = card.host(6, rows, dtype=torch.int32)
+        self._told = torch.zeros(6, rows, dtype=torch.int32, device=card.device)
 
     def tell(self, requests: Sequence[ActiveRequest], slots: Sequence[int]) -> tuple[Sequence[Tensor], Tensor]:
         """`slots`: of penalties -> what `sampling.sample` takes, and the slots."""

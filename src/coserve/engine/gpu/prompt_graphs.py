@@ -48,10 +48,11 @@ class PromptKind:
     @property
     def parts(self) -> tuple[int, ...]:
         """What the GPU is told before the block tables, in integers: token ids, positions, slots, segments, tiles, and
-        which rows are sampled from. The tables begin at 16 bytes: elsewhere, kernels are others."""
+        which rows are sampled from. All are multiples of 4, so that each begins at 16 bytes: elsewhere, kernels are
+        others."""
         segments = self.decoding + self.prompts
         tiles = self.rows // TILE_ROWS + segments
-        return self.rows, self.rows, self.rows, 4 * segments, 4 * tiles, -(-self.sampled // 4) * 4
+        return self.rows, self.rows, self.rows, 4 * segments, 4 * tiles, self.sampled
 
     def cut(self, numbers: Tensor) -> Sequence[Tensor]:
         """int32 [n] into the parts, and the block tables behind them."""
@@ -59,8 +60,8 @@ class PromptKind:
 
 
 class PromptGraphs:
-    """Captured when first needed. `rows`: requests of a step at most; `blocks`: of one of them; `scratch`: a block that
-    belongs to nobody."""
+    """Captured when first needed. `rows`: requests of a step at most, a multiple of 4; `blocks`: of one of them;
+    `scratch`: a block that belongs to nobody."""
 
     def __init__(self, decoder: Decoder, cache: KVCache, card: Card, *, rows: int, blocks: int, scratch: int):
         self._decoder, self._cache, self._scratch = decoder, cache, scratch
@@ -136,7 +137,7 @@ class PromptGraphs:
         hidden = self._decoder.forward(token_ids, layout, self._cache)
         logits = self._logits[: kind.sampled]
         if kind.sampled:
-            logits.copy_(self._decoder.logits(hidden[sampled[: kind.sampled]]))
+            logits.copy_(self._decoder.logits(hidden[sampled]))
         return logits
 
     def _tell(self, kind: PromptKind, batch: Batch) -> None:

@@ -48,18 +48,19 @@ class GpuRunner:
 
     def launch(self, plan: Plan, ride: Ride | None) -> Flight:
         asking = plan.asking()
+        asked = Asked.by(asking)
         self._penalties.hold(asking)
-        self._graphs.prepare(Asked.by(asking))
+        self._graphs.prepare(asked)
         if ride is None and self._only_decodes(plan):
-            return self._replay(plan, self._seats.seat)
-        return self._launch_mixed(plan, ride)
+            return self._replay(plan, asked, self._seats.seat)
+        return self._launch_mixed(plan, ride, asking, asked)
 
     def goes_ahead(self, plan: Plan) -> bool:
         return self._only_decodes(plan) and not any(request.careful for request, _ in plan.chosen)
 
     def launch_ahead(self, plan: Plan) -> Flight:
         try:
-            return self._replay(plan, self._seats.go_on)
+            return self._replay(plan, Asked.by(plan.asking()), self._seats.go_on)
         except Exception:
             self._seats.stand_up()  # they were told of a step that did not take place
             raise
@@ -73,11 +74,9 @@ class GpuRunner:
         for rows in (rows for rows in _WARM_UP_ROWS if rows <= most_rows):
             for _ in range(2):  # the first time compiles, and is not learnt from
                 batch = Batch.of([made_up(rows, blocks)])
-                kind = self._prompts.kind(batch, None)
-                if kind is not None:
-                    self._prompts.capture(kind, batch)
+                compute, _ = self._way(batch, None)
                 started = self._card.mark()
-                self._compute(batch, None) if kind is None else self._prompts.run(kind, batch)
+                compute()
                 ended = self._card.mark()
                 ended.wait()
                 observe(batch.load, ended.seconds_since(started))
@@ -102,7 +101,7 @@ class GpuRunner:
 
     # ---- a graph ----------------------------------------------------------------------------------------------
 
-    def _replay(self, plan: Plan, seat: Callable[[Plan], list[int]]) -> Flight:
+    def _replay(self, plan: Plan, asked: Asked, seat: Callable[[Plan], list[int]]) -> Flight:
         adapters = [segment.adapter for _, segment in plan.chosen if segment.adapter is not None]
         if self._adapters.hold(adapters):
             self._seats.stand_up()
@@ -112,7 +111,7 @@ class GpuRunner:
         kind = self._graphs.kind(
             max(rows) + 1,
             max(segment.start for _, segment in plan.chosen) + 1,
-            Asked.by(plan.asking()),
+            asked,
             adapted=bool(adapters),
         )
         if self._graphs.capture(kind):
@@ -123,21 +122,25 @@ class GpuRunner:
     # ---- with prompts -----------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _launch_mixed(self, plan: Plan, ride: Ride | None) -> Flight:
+    def _launch_mixed(self, plan: Plan, ride: Ride | None, asking: Sequence[ActiveRequest], asked: Asked) -> Flight:
         launched = self._card.mark()
         batch = Batch.of([*plan.segments(), *(ride.segments if ride else ())])
-        asking = plan.asking()
         by_row, slots = self._asked.tell(asking, [self._penalties.slot(request) for request in asking])
-        if (kind := self._prompts.kind(batch, ride)) is None:
-            logits = self._compute(batch, ride)
-        else:
-            if self._prompts.capture(kind, batch):
-                launched = self._card.mark()
-            logits = self._prompts.run(kind, batch)
-        left = None
+        compute, captured = self._way(batch, ride)
+        if captured:
+            launched = self._card.mark()
+        logits, left = compute(), None
         if asking:
-            left = Left(logits, choose(logits, by_row, Asked.by(asking), self._penalties.table, slots))
+            left = Left(logits, choose(logits, by_row, asked, self._penalties.table, slots))
         return self._flight(plan, ride, batch.load, left, range(len(asking)), launched)
+
+    def _way(self, batch: Batch, ride: Ride | None) -> tuple[Callable[[], Tensor], bool]:
+        """What launches a batch and gives the logits of the rows that are sampled from; whether that took a capture."""
+        kind = self._prompts.kind(batch, ride)
+        if kind is None:
+            return lambda: self._compute(batch, ride), False
+        captured = self._prompts.capture(kind, batch)
+        return lambda: self._prompts.run(kind, batch), captured
 
     @torch.inference_mode()
     def _compute(self, batch: Batch, ride: Ride | None) -> Tensor:
